@@ -1,0 +1,41 @@
+# Every target makes the environment it needs, in .venv. With another Python: make test PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-all lint bench clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.ready  ## train the small demo model, then fill two gaps with it
+	$(BIN)/textdiff train --config data/demo.yaml
+	$(BIN)/textdiff infill runs/demo "My fellow [GAP], the state of our union is [GAP]."
+
+test: .venv/.ready  ## run the tests, without the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/.ready  ## run every test
+	$(BIN)/python -m pytest
+
+lint: .venv/.ready  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/.ready  ## run the benchmarks behind the numbers in the docs
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove build products and caches; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and by its exact version: see constraints.txt.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "textdiff needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -U pip
+	$(BIN)/python -m pip install -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@

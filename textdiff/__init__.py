@@ -1,0 +1,1 @@
+"""textdiff: diffusion on text, by any transformer."""

@@ -1,0 +1,201 @@
+"""A checkpoint is a stock model, its tokenizer and `diffusion_config.json`: it opens in plain transformers, too.
+
+Weights are safetensors, never pickle; no code is loaded from a checkpoint.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textdiff import rules, schedule
+from textdiff.denoiser import Autoregressive, Denoiser, Parallel
+from textdiff.posterior import Decode
+from textdiff.process import Deletion, Masking, Process
+from textdiff.tokenizer import load_tokenizer, specials
+from textdiff.tokens import Specials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG_NAME = "diffusion_config.json"
+FORMAT = 1
+
+# the names users write, resolved here once
+SCHEDULES: dict[str, Callable[[], schedule.Schedule]] = {"linear": schedule.Linear, "cosine": schedule.Cosine}
+PROCESSES: dict[str, Callable[..., Process]] = {"deletion": Deletion, "masking": Masking}
+AUTO_CLASSES = {
+    "parallel": "AutoModelForMaskedLM",
+    "autoregressive": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
+
+
+def rule_of(name: str) -> rules.Rule:
+    """The rule a user named: fresh, posterior, ranked, or partial:RHO such as partial:0.3."""
+    if name.startswith("partial"):
+        try:
+            return rules.partial(float(name.partition(":")[2] or 0.3))
+        except ValueError as error:
+            raise ValueError(f"rule {name!r}: write partial:RHO with RHO in [0, 1], such as partial:0.3") from error
+    known = {"fresh": rules.fresh, "posterior": rules.posterior, "ranked": rules.ranked}
+    return chosen(name, known, "rule", more="partial:RHO")
+
+
+def chosen(name: str, known: dict[str, Any], what: str, more: str = "") -> Any:
+    """known[name], or a ValueError that lists what there is."""
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}; there are {', '.join([*known, more] if more else known)}")
+    return known[name]
+
+
+@dataclass
+class DiffusionConfig:
+    """What turns a stock model into a denoiser, and how it is decoded by default.
+
+    denoiser: parallel, autoregressive or seq2seq. process: deletion or masking. schedule: linear or cosine.
+    width, bidirectional: see `Autoregressive`. num_steps, rule, temperature, top_k, top_p, max_gap: decode defaults.
+    """
+
+    denoiser: str = "parallel"
+    process: str = "deletion"
+    schedule: str = "linear"
+    width: int = 16
+    bidirectional: bool = False
+    num_steps: int = 1
+    rule: str = "posterior"
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_gap: int = 64
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value, default = getattr(self, entry.name), entry.default
+            number = isinstance(default, float) and isinstance(value, int)
+            if type(value) is not type(default) and not number:
+                raise ValueError(f"{entry.name} {value!r} is not {type(default).__name__}, as in {default!r}")
+        chosen(self.denoiser, AUTO_CLASSES, "denoiser")
+        chosen(self.process, PROCESSES, "process")
+        chosen(self.schedule, SCHEDULES, "schedule")
+        rule_of(self.rule)
+        self.decode()
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps {self.num_steps} is not positive; 1 fills everything at once")
+
+    def decode(self) -> Decode:
+        """How x0_hat is drawn."""
+        return Decode(self.temperature, self.top_k, self.top_p, self.max_gap)
+
+    def build_process(self, ids: Specials, **options: Any) -> Process:
+        """The process, for decoding; `options` such as spans are for training."""
+        return PROCESSES[self.process](ids, SCHEDULES[self.schedule](), **options)
+
+    def build_denoiser(self, model: Any, ids: Specials, context: float = 0.0) -> Denoiser:
+        """The denoiser around a stock model."""
+        if self.denoiser == "parallel":
+            return Parallel(model, ids)
+        return Autoregressive(model, ids, self.width, context, self.bidirectional)
+
+    @classmethod
+    def read(cls, path: Path) -> "DiffusionConfig":
+        """From a file. ValueError for what is no configuration of this version."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); copy the checkpoint again") from error
+        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} is not of format {FORMAT}; it needs another version of textdiff")
+        unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
+        if unknown:
+            raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; remove them")
+        return cls(**values)
+
+    def write(self, path: Path) -> None:
+        """As a file."""
+        path.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass
+class Checkpoint:
+    """A loaded checkpoint. `card` is the text of its model card."""
+
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
+    config: DiffusionConfig
+    card: str = field(default="", repr=False)
+
+    @property
+    def specials(self) -> Specials:
+        """The ids of the tokens that the process speaks with."""
+        return specials(self.tokenizer)
+
+    def tools(self) -> dict[str, Any]:
+        """What `gaps.infill` needs of it."""
+        ids = self.specials
+        return {
+            "denoiser": self.config.build_denoiser(self.model, ids).eval(),
+            "process": self.config.build_process(ids),
+            "tokenizer": self.tokenizer,
+            "specials": ids,
+            "longest": longest(self.model),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the checkpoint; other files of the folder stay. Each file is replaced whole or not at all."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        part = path / ".part"
+        shutil.rmtree(part, ignore_errors=True)
+        self.model.save_pretrained(part)
+        self.tokenizer.save_pretrained(part)
+        self.config.write(part / CONFIG_NAME)
+        (part / "README.md").write_text(self.card, encoding="utf-8")
+        for file in sorted(part.iterdir()):
+            os.replace(file, path / file.name)
+        part.rmdir()
+
+
+def longest(model: Any) -> int | None:
+    """How many tokens the model reads, None where it does not say."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Open a checkpoint, a folder or a hub name. ValueError with the remedy where it is none, or is damaged."""
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    config = DiffusionConfig.read(config_file(path))
+    loader = getattr(transformers, AUTO_CLASSES[config.denoiser])
+    try:
+        # textdiff computes in the precision of the machine, not in that of the file
+        model = loader.from_pretrained(path, dtype=torch.float32)
+        tokenizer = load_tokenizer(path)
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is cut short or damaged ({reason}); copy it again, or train again") from error
+    return Checkpoint(model.eval(), tokenizer, config)
+
+
+def config_file(path: str | Path) -> Path:
+    """The `diffusion_config.json` of a folder or of a hub repository."""
+    from transformers.utils.hub import cached_file
+
+    folder = Path(path)
+    if folder.is_dir():
+        found: str | Path | None = folder / CONFIG_NAME if (folder / CONFIG_NAME).is_file() else None
+    elif folder.exists() or str(path).count("/") != 1 or str(path).startswith((".", "/", "runs/")):
+        raise ValueError(f"{path} is not a folder; name the folder of a trained model, such as runs/demo")
+    else:
+        try:
+            found = cached_file(str(path), CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            raise ValueError(f"{path} is neither a folder nor a model that can be reached on the hub") from error
+    if found is None:
+        raise ValueError(f"{path} has no {CONFIG_NAME}, so it is not a textdiff model; make one with `textdiff train`")
+    return Path(found)

@@ -1,0 +1,198 @@
+"""Text with gaps <-> the start state of the loop <-> the filled text.
+
+`[GAP]` in a text opens a gap of any length, `[GAP:3]` one of exactly three tokens, `\\[GAP]` is the five characters
+themselves. A list such as `["My fellow ", Gap(), "."]` says the same and parses nothing. Only this syntax opens gaps:
+whatever else the text contains, the tokenizer's own special tokens included, is text and comes back byte for byte.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from textdiff.keys import Key
+from textdiff.posterior import Decode
+from textdiff.process.base import Process
+from textdiff.rules import Rule, posterior
+from textdiff.sampler import sample
+from textdiff.tokenizer import encode
+from textdiff.tokens import Specials, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from textdiff.denoiser.base import Denoiser
+
+_SYNTAX = re.compile(r"(\\)?\[GAP(?::([^\]]*))?\]")
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Missing text: of exactly `length` tokens, or of any length, possibly none."""
+
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"a gap of length {self.length} cannot be filled; give 1 or more, or leave the length out")
+
+
+Parts = Sequence[str | Gap]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One gap's content: its text, its place [start, end) in the whole text, and its log-probability in nats."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Infill:
+    """A filled text, its gaps in order, and the sum of their scores."""
+
+    text: str
+    gaps: list[Filled]
+    score: float
+
+
+def parse(text: str) -> list[str | Gap]:
+    """The parts of a text with gap syntax. ValueError for a length that is no number."""
+    parts: list[str | Gap] = []
+    literal, end = "", 0
+    for found in _SYNTAX.finditer(text):
+        literal += text[end : found.start()]
+        end = found.end()
+        if found[1]:  # the escape
+            literal += found[0][1:]
+            continue
+        if found[2] is not None and not found[2].isdecimal():
+            raise ValueError(f"{found[0]!r} is no gap: write [GAP], [GAP:3] for three tokens, or \\[GAP] for the text itself")
+        parts += [literal, Gap(None if found[2] is None else int(found[2]))]
+        literal = ""
+    return [part for part in [*parts, literal + text[end:]] if part != ""]
+
+
+def check(parts: Parts) -> None:
+    """ValueError, naming the remedy, where there is nothing to fill or two gaps touch."""
+    if not parts or all(part == "" for part in parts):
+        raise ValueError("the text is empty; give a text with a [GAP] in it, or [GAP] alone for a blank page")
+    if not any(isinstance(part, Gap) for part in parts):
+        shown = "".join(str(part) for part in parts)
+        raise ValueError(f"no gap in {shown[:60]!r}; mark the missing text with [GAP]")
+    solid = [part for part in parts if part != ""]
+    for left, right in zip(solid, solid[1:], strict=False):
+        if isinstance(left, Gap) and isinstance(right, Gap):
+            raise ValueError("two gaps touch; put text between them, or use one [GAP]")
+
+
+def start_state(texts: Sequence[Parts], tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> Tokens:
+    """The states at t = 1 of texts with gaps: the user's tokens fixed, and nothing may come between them."""
+    return _batch([_row(parts, tokenizer, specials) for parts in texts], specials)
+
+
+# ids, fixed, counted, sealed: what a token of the start state is
+_Element = tuple[int, bool, bool, bool]
+
+
+def _row(parts: Parts, tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> list[_Element]:
+    check(parts)
+    parts = [part for part in parts if part != ""]
+    row: list[_Element] = [(specials.bos, True, False, True)]
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            gap_next = number + 1 < len(parts)
+            # a word's space belongs to the word: the one before a gap is left for the gap's content to write
+            text = part[:-1] if gap_next and part.endswith(" ") else part
+            row += [(token, True, False, True) for token in encode(tokenizer, text)]
+        elif part.length is not None:
+            row += [(specials.mask, False, True, True)] * part.length
+        else:
+            token, fixed, counted, _ = row[-1]
+            row[-1] = (token, fixed, counted, False)
+            row.append((specials.gap, False, False, False))
+    return row
+
+
+def _batch(rows: list[list[_Element]], specials: Specials) -> Tokens:
+    length = max(map(len, rows))
+    padded = [row + [(specials.pad, False, False, False)] * (length - len(row)) for row in rows]
+    columns = [torch.tensor([[element[k] for element in row] for row in padded]) for k in range(4)]
+    ids, fixed, counted, sealed = columns
+    size = torch.tensor([len(row) for row in rows])[:, None]
+    doc = torch.where(torch.arange(length)[None] < size, 0, -1)
+    return Tokens(ids, doc, fixed, counted, sealed, torch.zeros(ids.shape))
+
+
+def read_result(parts: Parts, ids: Tensor, fixed: Tensor, score: Tensor, tokenizer: "PreTrainedTokenizerBase") -> Infill:
+    """The filled text of one row without its padding. The user's text is copied, never decoded."""
+    # a gap's content is the run of written tokens after as many fixed ones as the start state had before it
+    before = fixed.long().cumsum(0)
+    text, gaps, seen = "", [], 1  # BOS
+    parts = [part for part in parts if part != ""]
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            text += part
+            gap_next = number + 1 < len(parts)
+            seen += len(encode(tokenizer, part[:-1] if gap_next and part.endswith(" ") else part))
+            continue
+        mine = (before == seen) & ~fixed
+        content = tokenizer.decode(ids[mine].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        if text.endswith(" "):
+            content = content.removeprefix(" ")
+        gaps.append(Filled(content, len(text), len(text) + len(content), float(score[mine].sum())))
+        text += content
+    return Infill(text, gaps, sum(gap.score for gap in gaps))
+
+
+def infill(
+    texts: Sequence[Parts],
+    *,
+    denoiser: "Denoiser",
+    process: Process,
+    tokenizer: "PreTrainedTokenizerBase",
+    specials: Specials,
+    steps: int = 1,
+    rule: Rule = posterior,
+    decode: Decode | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    longest: int | None = None,
+) -> list[list[Infill]]:
+    """Fill every text `samples` times, jointly over its gaps. Text i's samples do not depend on what else is in the batch.
+
+    longest: the model's context in tokens; ValueError for a text beyond it.
+    """
+    start = start_state(texts, tokenizer, specials)
+    size = int(start.valid.sum(1).max())
+    if longest is not None and size > longest:
+        raise ValueError(f"the text has {size} tokens, the model reads {longest}; shorten the text or split it")
+    device = next(denoiser.parameters()).device
+    rows = torch.arange(len(texts)).repeat_interleave(samples)
+    # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch
+    key = Key(Key.of(seed, torch.arange(samples).repeat(len(texts))).state ^ _fingerprints(start)[rows])
+    x = start[rows].to(device)
+    for step in sample(denoiser, process, x, steps=steps, rule=rule, decode=decode, key=key.to(device)):
+        x = step.x
+    x, results = x.to("cpu"), []
+    for row, number in enumerate(rows.tolist()):
+        valid = x.valid[row]
+        results.append(
+            read_result(texts[number], x.ids[row][valid], x.fixed[row][valid], x.score[row][valid], tokenizer)
+        )
+    return [results[i : i + samples] for i in range(0, len(results), samples)]
+
+
+def _fingerprints(start: Tokens) -> Tensor:
+    """(B,) a number for each text, the same whatever it is batched with."""
+    result = torch.zeros(len(start), dtype=torch.int64)
+    for column in range(start.ids.shape[1]):
+        mixed = Key(result).fold(0).state ^ start.ids[:, column]
+        result = torch.where(start.valid[:, column], mixed, result)
+    return result

@@ -1,0 +1,95 @@
+"""x0_hat ~ q(x0 | xt): what a denoiser returns, and how a guess is drawn from it."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textdiff.keys import Key
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A guess x0_hat and how it lies over xt.
+
+    x0: the complete guess (for text `Tokens` (B, M) without markers).
+    place: (B, M) int64, for each element of x0 the column of xt where it is seen: itself, its `[MASK]`, or the `[GAP]` it
+        is missing in. `None` where shapes do not change and every element is its own place.
+    log_prob: (B, M), how sure the model was of each element that it drew.
+    """
+
+    x0: Any
+    place: Tensor | None
+    log_prob: Tensor
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How x0_hat is drawn. The defaults draw from the model as it is; everything else leaves the exact law.
+
+    temperature: 0 takes the most probable token. top_k, top_p: nucleus of the distribution kept (0 and 1 keep all).
+    max_gap: longest content written into one gap, in tokens.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_gap: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature {self.temperature} is not a number from 0 on; 1 draws from the model as it is")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} is negative; 0 keeps every token")
+        if self.max_gap < 1:
+            raise ValueError(f"max_gap {self.max_gap} leaves no room for text; give 1 or more")
+
+
+class Posterior(ABC):
+    """q(x0 | xt)."""
+
+    @abstractmethod
+    def sample(self, decode: Decode, key: Key) -> Draw:
+        """x0_hat ~ q(x0 | xt), one row of `key` per row of xt."""
+
+    @abstractmethod
+    def log_prob(self, truth: Draw) -> Tensor:
+        """log q of the truth per element, (B, M); 0 where nothing had to be guessed and on padding.
+
+        What a gap's length costs is booked on the token left of its marker.
+        """
+
+
+def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
+    """Tokens (S,) from logits (S, V) by inverting the distribution function at u (S,), and their log-probability (S,).
+
+    In float64, and only for the rows asked for: float32 Gumbel noise lowers the temperature unasked (arXiv:2409.02908).
+    The log-probability is the model's own, before temperature and truncation.
+    """
+    log_prob = logits.double().log_softmax(-1)
+    if decode.temperature == 0:
+        ids = log_prob.argmax(-1)
+    else:
+        scaled = truncate(log_prob / decode.temperature, decode)
+        cdf = scaled.softmax(-1).cumsum(-1)
+        # the last token with probability closes the interval, whatever rounding left of it
+        ids = torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True).squeeze(-1)
+        ids = ids.clamp_max(logits.shape[-1] - 1)
+    return ids, log_prob.gather(-1, ids[:, None]).squeeze(-1).float()
+
+
+def truncate(scores: Tensor, decode: Decode) -> Tensor:
+    """Scores (S, V) with everything outside top_k and top_p at minus infinity; the best token always stays."""
+    if decode.top_k and decode.top_k < scores.shape[-1]:
+        threshold = scores.topk(decode.top_k, -1).values[:, -1:]
+        scores = scores.masked_fill(scores < threshold, -torch.inf)
+    if decode.top_p < 1:
+        ordered, order = scores.sort(-1, descending=True)
+        probability = ordered.softmax(-1)
+        outside = probability.cumsum(-1) - probability >= decode.top_p
+        scores = scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+    return scores

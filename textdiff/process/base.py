@@ -1,0 +1,74 @@
+"""x_t = F_t(x_0, eps), eps ~ q(eps): any transform of any data (Su Jianlin, kexue.fm archives 9262).
+
+The noise is shared across all t: one eps gives the whole path from data to noise. In reverse, a rule chooses which eps
+goes back in, and that choice is the sampler. The law every choice has to keep is Su's
+
+    sum_{x_t} p(x_s | x_t, x_0) q(x_t | x_0) = q(x_s | x_0).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textdiff.keys import Key
+from textdiff.posterior import Draw
+
+Noise = Any
+State = Any
+
+
+class Process(ABC):
+    """A forward process. A new one needs `noise` and `corrupt`; it then samples by the baseline, and `infer` sharpens it."""
+
+    @abstractmethod
+    def noise(self, x0: State, key: Key) -> Noise:
+        """eps ~ q(eps), in the shape x0 needs."""
+
+    @abstractmethod
+    def corrupt(self, x0: State, noise: Noise, t: Tensor) -> State:
+        """x_t = F_t(x_0, eps) at times t (B,)."""
+
+    def infer(self, xt: State, draw: Draw, t: Tensor, key: Key) -> Noise:
+        """eps ~ q(eps | x_t, x0_hat). The default forgets x_t: Su's baseline."""
+        return self.noise(draw.x0, key)
+
+    def align(self, x0: State, noise: Noise, t: Tensor) -> Draw:
+        """The truth as a draw: x_0 and where in x_t each of its elements is."""
+        return Draw(x0, None, torch.zeros(()))
+
+    def blend(self, inferred: Noise, fresh: Noise, rho: float, key: Key) -> Noise:
+        """A noise that keeps the inferred one but for a share rho. A mixture of whole rows is exact for any process."""
+        pick = key.uniform(1) < rho
+        return torch.where(pick.view(-1, *[1] * (inferred.dim() - 1)), fresh, inferred)
+
+    def rank(self, noise: Noise, xt: State, draw: Draw) -> Noise:
+        """The same noise, dealt out by confidence. Only where each element has a noise of its own."""
+        raise ValueError(f"{type(self).__name__} has no noise per token to rank; use the posterior rule")
+
+    def prior(self, x: State, key: Key) -> State:
+        """x_1, in the form of x."""
+        return self.corrupt(x, self.noise(x, key), torch.ones(len(x), dtype=torch.float64, device=key.state.device))
+
+    def weight(self, t: Tensor) -> Tensor:
+        """The weight of -log q at times t (B,) in the likelihood bound; 1 where no bound is known."""
+        return torch.ones_like(t)
+
+    def probe(self, x0: State, key: Key) -> tuple[Noise, Tensor, Tensor]:
+        """One unbiased draw of the likelihood bound: noise, times (B,), and the weight (B,) of -log q(x0 | xt) there.
+
+        The default is the bound of a single step, -log q(x0 | x_1): exact for an autoregressive q, loose for others. It
+        holds where the prior is a point.
+        """
+        one = torch.ones(len(key), dtype=torch.float64, device=key.state.device)
+        return self.noise(x0, key), one, one
+
+    def size(self, x0: State) -> Tensor:
+        """(B,) how many elements of each row there are to explain: what losses and bounds are divided by."""
+        return torch.ones(len(x0), dtype=torch.float64)
+
+    def cells(self, x0: State, t: Tensor) -> Iterator[tuple[Noise, float]]:
+        """Every noise of one row that makes a difference at time t, with its probability: for exact tests on toys."""
+        raise ValueError(f"the noise of {type(self).__name__} cannot be enumerated")

@@ -1,0 +1,113 @@
+"""What a run says while it trains: a progress bar, log.jsonl, TensorBoard, samples, and the loss curve as a picture."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Report:
+    """The reports of one run, from the main process alone."""
+
+    def __init__(self, out: Path, accelerator: Any, settings: dict[str, Any], fresh: bool) -> None:
+        self.out, self.main, self.every = out, accelerator.is_main_process, settings["log_every"]
+        self.settings, self.fresh = settings, fresh
+        self.window: list[tuple[float, float]] = []
+        self.print = accelerator.print
+
+    def __enter__(self) -> "Report":
+        if self.main:
+            from torch.utils.tensorboard import SummaryWriter
+            from tqdm import tqdm
+
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.board = SummaryWriter(str(self.out / "tensorboard"))
+            self.log = (self.out / "log.jsonl").open("w" if self.fresh else "a", encoding="utf-8")
+            form = "{percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left{postfix}"
+            self.bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True)
+            self.clock = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Flush and close everything; may be called twice."""
+        if self.main and not self.log.closed:
+            self.bar.close()
+            self.board.close()
+            self.log.close()
+
+    def step(self, step: int, loss: float, count: float, norm: float, rate: float, progress: float) -> None:
+        """One step was made; every so often it is logged."""
+        if not self.main:
+            return
+        self.window.append((loss, count))
+        if step % self.every and progress < 1:
+            return
+        weight = sum(c for _, c in self.window)
+        mean = sum(value * c for value, c in self.window) / weight
+        seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
+        speed, self.window = weight / max(seconds, 1e-9), []
+        self.bar.n = min(progress, 1.0)
+        self.bar.set_postfix_str(f"step {step}, loss {mean:.3f}, {speed:,.0f} tokens/s")
+        self._write({"step": step, "loss": mean, "grad_norm": norm, "rate": rate, "tokens_per_s": speed})
+
+    def measured(self, step: int, figures: dict[str, float]) -> None:
+        """The figures of a measurement, on the terminal and in the logs."""
+        if self.main:
+            self.bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            self._write({"step": step, **{f"validation/{name}": value for name, value in figures.items()}})
+            self.clock = time.monotonic()
+
+    def samples(self, step: int, lines: list[str]) -> None:
+        """Filled samples, on the terminal and in the logs."""
+        if self.main:
+            for line in lines:
+                self.bar.write(f"  {line}")
+            self.board.add_text("samples", "\n\n".join(lines), step)
+            self._write({"step": step, "samples": lines})
+            self.clock = time.monotonic()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self.log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.log.flush()
+        for name, value in line.items():
+            if isinstance(value, float):
+                self.board.add_scalar(name, value, line["step"])
+
+    def curve(self) -> None:
+        """Draw loss.png from log.jsonl."""
+        self.log.flush()
+        lines = [json.loads(line) for line in (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        draw(lines, self.out / "loss.png")
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """The training loss, thin and smoothed, and the validation bound where it was measured."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    steps, losses = [s for s, _ in train], [value for _, value in train]
+    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.7, label="training loss")
+    axes.plot(steps, _smooth(losses), color="#1f4e79", linewidth=1.8, label="smoothed")
+    held = [(line["step"], line["validation/nats"]) for line in lines if "validation/nats" in line]
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label="validation bound")
+    axes.set(xlabel="step", ylabel="nats per token")
+    low = min([*_smooth(losses)[len(losses) // 20 :], *(value for _, value in held)], default=0.0)
+    axes.set_ylim(low - 0.3, min(max(losses, default=1.0), low + 5) + 0.2)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def _smooth(values: list[float], share: float = 0.95) -> list[float]:
+    """An exponential average without the pull of its starting value."""
+    result, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = share * total + (1 - share) * value, share * weight + 1 - share
+        result.append(total / weight)
+    return result

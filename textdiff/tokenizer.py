@@ -1,0 +1,136 @@
+"""Tokenizers whose user text is always text: training one, preparing someone else's, reading back the special ids.
+
+Byte-level BPE without a normaliser is lossless: decode(encode(text)) == text for every Unicode string. A Hugging Face
+tokenizer reads the six characters "[MASK]" in a user's text as the command [MASK] unless `split_special_tokens=True`,
+so every tokenizer here has that set, and it is saved with the tokenizer. Special tokens enter a text by id only.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from textdiff.tokens import Specials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+PAD, BOS, MASK, GAP, FILL, END = "[PAD]", "[BOS]", "[MASK]", "[GAP]", "[FILL]", "[END]"
+BYTES = 256
+REMEDY = "pass the tokenizer through prepare_tokenizer first, and resize the model's embeddings to len(tokenizer)"
+
+
+def length_names(lengths: int) -> list[str]:
+    """Names of the length tokens for 0..lengths missing tokens; none where lengths is 0."""
+    return [f"<|{k}|>" for k in range(lengths + 1)] if lengths > 0 else []
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000, lengths: int = 0) -> "PreTrainedTokenizerFast":
+    """Byte-level BPE learned from `texts`, with the special tokens of this library.
+
+    `vocab_size` counts everything (specials, 256 bytes, merges); a small corpus may yield fewer. The caller sets
+    `model_max_length`. Raises ValueError if `vocab_size` leaves no room for bytes and specials.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    names = [PAD, BOS, MASK, GAP, FILL, END, *length_names(lengths)]
+    least = len(names) + BYTES
+    if vocab_size < least:
+        raise ValueError(f"vocab_size={vocab_size} is too small: {BYTES} bytes and {len(names)} specials need {least}")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=names,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # a set: its order would vary from run to run
+        show_progress=False,
+    )
+    bpe.train_from_iterator(map(_checked, texts), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        bos_token=BOS,
+        mask_token=MASK,
+        extra_special_tokens=[GAP, FILL, END, *length_names(lengths)],
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase", lengths: int = 0) -> "PreTrainedTokenizerBase":
+    """Add to any tokenizer, in place, what it lacks of the special tokens, and make user text text; returns it.
+
+    Its own pad, mask and first token (cls, else bos) are used where it has them. The vocabulary may grow: resize the
+    model's embeddings to `len(tokenizer)` afterwards. Doing it twice changes nothing. Known limit: a Unigram tokenizer
+    (T5) still reads its *own* specials ("</s>", "<extra_id_0>") in user text as such: they are words of its model.
+    """
+    own = {"pad_token": PAD, "mask_token": MASK}
+    if tokenizer.cls_token is None:
+        own["bos_token"] = BOS
+    missing = {role: name for role, name in own.items() if getattr(tokenizer, role) is None}
+    tokenizer.add_special_tokens(missing)
+    present = _special_ids(tokenizer)
+    extra = [name for name in (GAP, FILL, END, *length_names(lengths)) if name not in present]
+    tokenizer.add_special_tokens({"extra_special_tokens": extra}, replace_extra_special_tokens=False)
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True  # what save_pretrained writes
+    return tokenizer
+
+
+def specials(tokenizer: "PreTrainedTokenizerBase") -> Specials:
+    """The ids of the special tokens of a trained or prepared tokenizer.
+
+    `banned` holds every other special id (CLS, SEP, UNK, EOS, ...). Raises ValueError naming the first token missing.
+    """
+    ids = _special_ids(tokenizer)
+    first = tokenizer.cls_token or tokenizer.bos_token
+    for role, name in {"pad": tokenizer.pad_token, "BOS": first, "mask": tokenizer.mask_token}.items():
+        if name is None:
+            raise ValueError(f"the tokenizer has no {role} token: {REMEDY}")
+    for name in (GAP, FILL, END):
+        if name not in ids:
+            raise ValueError(f"the tokenizer has no {name} token: {REMEDY}")
+    lengths = []
+    while (name := f"<|{len(lengths)}|>") in ids:
+        lengths.append(ids[name])
+    named = [ids[name] for name in (tokenizer.pad_token, first, tokenizer.mask_token, GAP, FILL, END)]
+    banned = sorted({*ids.values(), *tokenizer.all_special_ids} - {*named, *lengths})
+    return Specials(*named, lengths=tuple(lengths), banned=tuple(banned))
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or hub name, with user text as text. Runs no code that comes with it."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    # Beside a config.json of Qwen2, AutoTokenizer makes a Qwen2Tokenizer of ours and adds a token no model has
+    # (transformers 5.23): a folder that says "this is tokenizer.json, nothing more" is taken at its word.
+    stock = Path(path).is_dir() and get_tokenizer_config(path).get("tokenizer_class") == "TokenizersBackend"
+    kind = PreTrainedTokenizerFast if stock else AutoTokenizer
+    return kind.from_pretrained(path, split_special_tokens=True, trust_remote_code=False)
+
+
+def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Ids of the text and nothing else: no special token, no truncation. Raises ValueError for a lone surrogate."""
+    return tokenizer(_checked(text), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+
+def _checked(text: str) -> str:
+    """The text itself; half a surrogate pair is no character and cannot be written as UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise ValueError(
+            f"lone surrogate {half} at character {error.start} of the text: decode the file as UTF-8, or drop it with "
+            'text.encode("utf-8", "ignore").decode()'
+        ) from None
+    return text
+
+
+def _special_ids(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """Name -> id of everything the tokenizer itself marks as special, or uses in a role such as UNK."""
+    added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    roles = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    return {**added, **roles}

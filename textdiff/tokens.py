@@ -1,0 +1,135 @@
+"""The text state: token ids with what has to travel beside them.
+
+A text starts with one token that is never corrupted (BOS, CLS), so every place where text can be missing is the place
+*after* some token. One `[GAP]` marks text of unknown length, possibly none; one `[MASK]` marks exactly one token.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Ids of the tokens that processes and denoisers speak with. None of them is ever text.
+
+    `lengths[k]` is the token by which a parallel denoiser says "k tokens are missing here"; empty where it is not used.
+    `banned` are further ids that are no text either (CLS, SEP, UNK, ...).
+    """
+
+    pad: int
+    bos: int
+    mask: int
+    gap: int
+    fill: int = -1
+    end: int = -1
+    lengths: tuple[int, ...] = ()
+    banned: tuple[int, ...] = ()
+
+    @property
+    def not_text(self) -> list[int]:
+        """Every id that a denoiser must not write as a word."""
+        ids = {self.pad, self.bos, self.mask, self.gap, self.fill, self.end, *self.lengths, *self.banned}
+        return sorted(ids - {-1})
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of texts, right-padded; every field has shape (B, L).
+
+    ids: int64 token ids.
+    doc: int64, the number of the document within the row (packing puts several in one row), -1 on padding.
+    fixed: bool, the user's own tokens, and BOS: no process corrupts them, whatever the rule.
+    counted: bool, the user knows that a token is here, not which: it can be masked, never deleted.
+    sealed: bool, nothing may be missing after this token.
+    score: float32, the log-probability with which the model drew the token; 0 where the user wrote it.
+    """
+
+    ids: Tensor
+    doc: Tensor
+    fixed: Tensor
+    counted: Tensor
+    sealed: Tensor
+    score: Tensor
+
+    @classmethod
+    def from_rows(cls, rows: list[list[int]], pad: int) -> "Tokens":
+        """Texts to learn from: each row begins with its BOS, which is fixed; everything else may be corrupted."""
+        if not all(rows):
+            raise ValueError("an empty row: every text begins with a BOS token")
+        length = max(map(len, rows))
+        ids = torch.full((len(rows), length), pad)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.as_tensor(row)
+        sizes = torch.tensor([len(row) for row in rows])[:, None]
+        column = torch.arange(length)[None]
+        doc = torch.where(column < sizes, 0, -1)
+        fixed = (column == 0).expand(len(rows), -1).clone()
+        free = torch.zeros_like(fixed)
+        return cls(ids, doc, fixed, free, free.clone(), torch.zeros(ids.shape))
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, L) bool: not padding."""
+        return self.doc >= 0
+
+    @property
+    def sizes(self) -> Tensor:
+        """(B,) float64: how many tokens of each row are the model's to explain."""
+        return (self.valid & ~self.fixed).sum(1).double()
+
+    @property
+    def packed(self) -> bool:
+        """Whether some row holds more than one document."""
+        return bool((self.doc > 0).any())
+
+    def joined(self) -> Tensor:
+        """(B, L) bool: the next token exists and belongs to the same document."""
+        follows = torch.zeros_like(self.fixed)
+        follows[:, :-1] = (self.doc[:, 1:] == self.doc[:, :-1]) & (self.doc[:, 1:] >= 0)
+        return follows
+
+    def take(self, index: Tensor, pad: int) -> "Tokens":
+        """Elements `index` (B, M) of each row; -1 gives padding."""
+        empty, source = index < 0, index.clamp_min(0)
+        values = {f.name: getattr(self, f.name).gather(1, source) for f in fields(self)}
+        fill = {"ids": pad, "doc": -1, "fixed": False, "counted": False, "sealed": False, "score": 0.0}
+        return Tokens(**{name: value.masked_fill(empty, fill[name]) for name, value in values.items()})
+
+    def with_(self, **changes: Tensor) -> "Tokens":
+        """A copy with some fields replaced."""
+        return replace(self, **changes)
+
+    def to(self, device: torch.device | str) -> "Tokens":
+        """The same texts on another device."""
+        return Tokens(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def __getitem__(self, rows: Tensor | slice) -> "Tokens":
+        return Tokens(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def concatenate(parts: list[Tokens], pad: int) -> Tokens:
+    """The rows of all parts, padded to the longest."""
+    length = max(part.ids.shape[1] for part in parts)
+    columns = [torch.arange(length, device=p.ids.device).expand(len(p), -1) for p in parts]
+    parts = [p.take(c.masked_fill(c >= p.ids.shape[1], -1), pad) for p, c in zip(parts, columns, strict=True)]
+    return Tokens(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Tokens)})
+
+
+def repeat(counts: Tensor) -> Tensor:
+    """Index (B, M) that holds column i of each row `counts[:, i]` times in order; -1 on padding.
+
+    0 drops an element, 1 keeps it, more makes room: deletion, gap markers and length tokens are all this one move.
+    """
+    rows, columns = counts.shape
+    sizes = counts.sum(1)
+    source = torch.repeat_interleave(torch.arange(rows * columns, device=counts.device), counts.flatten())
+    row = source // columns
+    place = torch.arange(len(source), device=counts.device) - (sizes.cumsum(0) - sizes)[row]
+    index = torch.full((rows, int(sizes.max()) if rows else 0), -1, device=counts.device)
+    index[row, place] = source % columns
+    return index

@@ -1,0 +1,67 @@
+"""The model that is trained: a process and a denoiser, L = E[-log q(x0 | F_t(x0, eps))] (kexue.fm archives 9262)."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from textdiff.denoiser.base import Denoiser
+from textdiff.keys import Key
+from textdiff.process.base import Process
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Which times are drawn, and how they count.
+
+    weighted: weigh -log q by the process's bound. Unbiased for the likelihood, but noisy: the default trains faster.
+    blank: share of the examples shown at t = 1, as a blank page. The likelihood of an autoregressive model in one step.
+    power: t = u ** power with u uniform; above 1 draws more of the light corruption that infilling shows.
+    """
+
+    weighted: bool = False
+    blank: float = 0.0
+    power: float = 1.0
+
+    def times(self, key: Key) -> Tensor:
+        """t (B,) float64."""
+        u = key.uniform(2)
+        return torch.where(u[:, 0] < self.blank, 1.0, u[:, 1] ** self.power)
+
+
+class Loss(NamedTuple):
+    """The summed loss of a batch in nats, and the number of elements it explains: sums add up over batches and machines."""
+
+    total: Tensor
+    count: Tensor
+
+
+class UDM(nn.Module):
+    """A process, a denoiser and an objective. Everything random comes from `key`, a row per example."""
+
+    def __init__(self, process: Process, denoiser: Denoiser, objective: Objective | None = None) -> None:
+        super().__init__()
+        self.process, self.denoiser, self.objective = process, denoiser, objective or Objective()
+
+    def forward(self, x0: Any, key: Key) -> Loss:
+        """The training loss of a batch. All of it in one forward, because DDP, FSDP and autocast wrap `forward` alone."""
+        t = self.objective.times(key.fold(0))
+        noise = self.process.noise(x0, key.fold(1))
+        weight = self.process.weight(t) if self.objective.weighted else torch.ones_like(t)
+        nll = self._surprise(x0, noise, t) * weight
+        return Loss(nll.sum(), self.process.size(x0).sum())
+
+    @torch.no_grad()
+    def bound(self, x0: Any, key: Key, draws: int = 1) -> Tensor:
+        """(B,) unbiased estimates of an upper bound on -log p(x0) in nats, the mean of `draws` looks at each row."""
+        looks = []
+        for number in range(draws):
+            noise, t, weight = self.process.probe(x0, key.fold(number))
+            looks.append(self._surprise(x0, noise, t) * weight)
+        return torch.stack(looks).mean(0)
+
+    def _surprise(self, x0: Any, noise: Any, t: Tensor) -> Tensor:
+        """(B,) -log q(x0 | F_t(x0, noise))."""
+        xt, truth = self.process.corrupt(x0, noise, t), self.process.align(x0, noise, t)
+        return -self.denoiser(xt, t).log_prob(truth).double().sum(1)
