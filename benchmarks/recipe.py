@@ -32,7 +32,8 @@ DEFAULTS = {
     "vocab": 4000, "context": 64, "shortest": 16, "batch": 16, "lr": 1e-3, "warmup": 0.05, "decay": 0.1,
     "optimizer": "adamw", "beta2": 0.98, "wd": 0.1, "clip": 1.0, "hidden": 256, "layers": 4, "heads": 4, "mlp": 640,
     "spans": "1,2,4,8,16,64", "blank": 0.25, "power": 1.0, "weighted": 0, "context_loss": 1.0, "width": 16,
-    "masking": 0, "arch": "llama", "tie": 1, "init": 0.02, "seed": 0, "bidirectional": 0, "muon_lr": 0.02, "drop": 0.0,
+    "masking": 0, "arch": "llama", "tie": 1, "init": 0.02, "seed": 0, "bidirectional": 0, "muon_lr": 0.02, "drop": 0.0, "theta": 10000.0,
+    "local": 0,
 }  # fmt: skip
 
 
@@ -54,12 +55,15 @@ def model_of(kind: str, s: dict, vocab: int, ids) -> torch.nn.Module:
                   intermediate_size=s["mlp"], initializer_range=s["init"], max_position_embeddings=2048,
                   pad_token_id=ids.pad, bos_token_id=ids.bos, eos_token_id=ids.end)  # fmt: skip
     if kind == "parallel":
-        config = ModernBertConfig(**common, cls_token_id=ids.bos, sep_token_id=ids.end, local_attention=2048,
-                                  global_attn_every_n_layers=1, tie_word_embeddings=bool(s["tie"]),
+        rope = {"rope_type": "default", "rope_theta": s["theta"]}
+        config = ModernBertConfig(**common, cls_token_id=ids.bos, sep_token_id=ids.end, local_attention=s["local"] or 2048,
+                                  global_attn_every_n_layers=2 if s["local"] else 1,
+                                  rope_parameters={"full_attention": rope, "sliding_attention": rope}, tie_word_embeddings=bool(s["tie"]),
                                   mlp_dropout=s["drop"], attention_dropout=s["drop"])  # fmt: skip
         return AutoModelForMaskedLM.from_config(config)
     family = {"llama": LlamaConfig, "qwen3": Qwen3Config}[s["arch"]]
     config = family(**common, num_key_value_heads=s["heads"], head_dim=s["hidden"] // s["heads"],
+                    rope_parameters={"rope_type": "default", "rope_theta": s["theta"]},
                     tie_word_embeddings=bool(s["tie"]))  # fmt: skip
     return AutoModelForCausalLM.from_config(config)
 

@@ -100,6 +100,15 @@ class DiffusionConfig:
             return Parallel(model, ids)
         return Autoregressive(model, ids, self.width, context, self.bidirectional)
 
+    def likelihood(self, ids: Specials) -> tuple[Process, str]:
+        """The process whose bound measures this denoiser, and what the figure is.
+
+        A parallel one by masks, at given length; an autoregressive one in a single step, where it is exact.
+        """
+        if self.denoiser == "parallel" or self.process == "masking":
+            return Masking(ids), "bound, length given"
+        return self.build_process(ids), "exact, in one step"
+
     @classmethod
     def read(cls, path: Path) -> "DiffusionConfig":
         """From a file. ValueError for what is no configuration of this version."""

@@ -75,7 +75,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "accumulate", "keep", "lr", "clip", "log_every"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"trainer.{name} {getattr(self, name)} is not positive")
+                raise ValueError(f"trainer.{name} {getattr(self, name)} is not positive; give a number above 0")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"trainer.minutes {self.minutes} is not positive; leave it out to count steps alone")
         if self.batch % self.accumulate:
@@ -93,12 +93,12 @@ class Feed(Protocol):
 class Job:
     """What the trainer trains on and reports with; everything that knows text or images is in here.
 
-    collate: examples -> the batch x0. measure: the validation bound and other figures of a UDM. show: filled samples, one
+    collate: examples and their keys -> the batch x0 and the keys of its rows. measure: the validation bound and other figures of a UDM. show: filled samples, one
     per line. export: write the checkpoint to a folder.
     """
 
     feed: Feed
-    collate: Callable[[Sequence[Any], Key], Any]
+    collate: Callable[[Sequence[Any], Key], tuple[Any, Key]]
     measure: Callable[[UDM], dict[str, float]]
     show: Callable[[UDM], list[str]]
     export: Callable[[Path, dict[str, Any]], None]
@@ -176,8 +176,8 @@ class Trainer:
         """Add the gradient of the summed loss; returns loss, count, and whether this rank was asked to stop."""
         samples = torch.tensor([number for number, _ in part])
         key = Key.of(self.config.seed, samples).fold(self.step)
-        x0 = self.job.collate([example for _, example in part], key.fold(0)).to(self.accelerator.device)
-        loss = self.model(x0, key.fold(1).to(self.accelerator.device))
+        x0, key = self.job.collate([example for _, example in part], key)
+        loss = self.model(x0.to(self.accelerator.device), key.fold(0).to(self.accelerator.device))
         self.accelerator.backward(loss.total)
         sums = [loss.total.detach().double(), loss.count.to(loss.total.device).double(), loss.total.new_tensor(self.stop)]
         return torch.stack([value.double() for value in sums])

@@ -1,0 +1,190 @@
+"""A training run as data: what to learn from, which tokenizer, model and process, how long; and its parts, built.
+
+`train.py` puts the parts together step by step, to be read and copied; `Recipe.build` is the same in one call.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from textdiff.card import model_card
+from textdiff.checkpoint import Checkpoint, DiffusionConfig
+from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
+from textdiff.evaluation import bound
+from textdiff.gaps import infill, parse
+from textdiff.keys import Key
+from textdiff.models import new_model, pretrained_model
+from textdiff.tokenizer import load_tokenizer, prepare_tokenizer, specials, train_tokenizer
+from textdiff.tokens import Specials, Tokens
+from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
+from textdiff.udm import UDM, Objective
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+HELP = """Train a diffusion model of text on any Hugging Face data set.
+
+Examples:
+  textdiff train --config data/demo.yaml
+  textdiff train --config data/demo.yaml --trainer.out runs/mine --trainer.minutes 20
+  textdiff train --data.dataset texts.jsonl --data.text-column body --diffusion.denoiser autoregressive
+  textdiff train --config data/demo.yaml --trainer.resume"""
+
+READS = 2048  # positions that a model from scratch has: windows are shorter, texts to fill may be longer
+
+
+@dataclass
+class TokenizerConfig:
+    """path: any AutoTokenizer, a folder or hub name; left out, a byte-level BPE of `vocab` entries is trained on the texts."""
+
+    path: str | None = None
+    vocab: int = 4000
+
+
+@dataclass
+class ModelConfig:
+    """preset: tiny, small or base, from scratch. path: a pretrained model instead, with its tokenizer.
+
+    context: for autoregressive models, how much they also learn the visible text (see `Autoregressive`).
+    """
+
+    preset: str = "tiny"
+    path: str | None = None
+    context: float = 1.0
+
+
+@dataclass
+class NoiseConfig:
+    """What is hidden while training.
+
+    spans: mean lengths of hidden spans, one drawn per example: 1 hides single tokens, long ones whole passages.
+    counted: share of the examples whose gaps have known lengths.
+    """
+
+    spans: tuple[float, ...] = (1, 2, 4, 8, 16, 64)
+    counted: float = 0.25
+
+
+@dataclass
+class Recipe:
+    """A whole training run. `diffusion` is what the checkpoint's diffusion_config.json will say."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
+    objective: Objective = field(default_factory=Objective)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    examples: tuple[str, ...] = ("My fellow [GAP], the state of our union is [GAP].", "We must [GAP] the economy.", "[GAP]")
+    """Texts to fill now and then while training."""
+
+    def build(self) -> Trainer:
+        """Everything built and ready to run."""
+        texts = self.texts(self.data.split)
+        tokenizer = self.make_tokenizer(texts)
+        model = self.make_model(tokenizer)
+        udm = self.make_udm(model, specials(tokenizer))
+        return Trainer(udm, self.make_job(model, tokenizer, texts), self.trainer)
+
+    def texts(self, split: str) -> "Dataset | IterableDataset":
+        """The documents of a split, column `text`."""
+        data = self.data
+        return load_texts(data.dataset, split, text_column=data.text_column, config=data.config, streaming=data.streaming)
+
+    def make_tokenizer(self, texts: Any) -> "PreTrainedTokenizerBase":
+        """The model's, the one named, or one trained on the texts (of a stream: on its first 10,000)."""
+        lengths = self.data.context if self.diffusion.denoiser == "parallel" else 0
+        path = self.tokenizer.path or self.model.path
+        if path is not None:
+            return prepare_tokenizer(load_tokenizer(path), lengths)
+        sample = texts.take(10_000) if self.data.streaming else texts
+        return train_tokenizer((row["text"] for row in sample), self.tokenizer.vocab, lengths)
+
+    def make_model(self, tokenizer: "PreTrainedTokenizerBase") -> Any:
+        """A preset drawn under the run's seed, or a pretrained model."""
+        kind = self.diffusion.denoiser
+        if self.model.path is not None:
+            return pretrained_model(kind, self.model.path, tokenizer)
+        torch.manual_seed(self.trainer.seed)
+        return new_model(kind, self.model.preset, specials(tokenizer), len(tokenizer), READS)
+
+    def make_udm(self, model: Any, ids: Specials) -> UDM:
+        """The process and the denoiser, with the noise and the objective of training."""
+        context = 0.0 if self.diffusion.bidirectional else self.model.context
+        process = self.diffusion.build_process(ids, spans=tuple(self.noise.spans))
+        return UDM(process, self.diffusion.build_denoiser(model, ids, context), self.objective)
+
+    def make_job(self, model: Any, tokenizer: "PreTrainedTokenizerBase", texts: Any) -> Job:
+        """Feeding, measuring, showing and saving, for text."""
+        ids, data = specials(tokenizer), self.data
+        cuts = {"context": data.context, "shortest": data.shortest}
+        held = windows(self.texts(data.validation_split), tokenizer, **cuts)
+        rows = [row["ids"] for row in (held.take(256) if data.streaming else spread(held, 256))]
+        checkpoint = Checkpoint(model, tokenizer, self.diffusion)
+        examples = [parse(text) for text in self.examples]
+
+        def collate(batch: Sequence[list[int]], key: Key) -> tuple[Tokens, Key]:
+            if not data.packed:
+                return know_places(to_tokens(list(batch), ids.pad), key, self.noise.counted), key
+            packed = pack(list(batch), data.context)
+            # a packed row takes the noise of its first window
+            place = {id(window): number for number, window in enumerate(batch)}
+            key = key[torch.tensor([place[id(row[0])] for row in packed])]
+            return know_places(to_tokens(packed, ids.pad), key, self.noise.counted), key
+
+        def measure(udm: UDM) -> dict[str, float]:
+            sizes = [len(tokenizer.decode(row[1:]).encode()) for row in rows]
+            found = bound(UDM(self.diffusion.likelihood(ids)[0], udm.denoiser), rows, sizes, pad=ids.pad)
+            return {"nats": found.nats, "error": found.error, "bits_per_byte": found.bits_per_byte}
+
+        def show(udm: UDM) -> list[str]:
+            tools = checkpoint.tools() | {"denoiser": udm.denoiser}
+            filled = infill(examples, steps=self.diffusion.num_steps, decode=self.diffusion.decode(), **tools)
+            return [results[0].text for results in filled]
+
+        def export(path: Path, facts: dict[str, Any]) -> None:
+            checkpoint.card = model_card(path.name, self.diffusion, asdict(self), facts)
+            checkpoint.save(path)
+
+        return Job(self.feed(windows(texts, tokenizer, **cuts, seed=self.trainer.seed)), collate, measure, show, export)
+
+    def feed(self, rows: "Dataset | IterableDataset") -> Feed:
+        """Windows for the trainer: dealt out by length from a data set, in order of arrival from a stream."""
+        batch, seed = self.trainer.batch, self.trainer.seed
+
+        def from_data_set(start: int, rank: int, world: int) -> Iterator[list[tuple[int, list[int]]]]:
+            lengths = [len(row) for row in rows["ids"]]
+            for numbers in Batches(len(lengths), batch, seed, rank, world, start, lengths):
+                found = rows[numbers]["ids"]
+                yield list(zip(numbers, found, strict=True))
+
+        def from_stream(start: int, rank: int, world: int) -> Iterator[list[tuple[int, list[int]]]]:
+            for epoch in range(1_000_000):
+                stream = iter(rows.skip(start * batch) if epoch == 0 and start else rows)
+                group: list[tuple[int, list[int]]] = []
+                for row in stream:
+                    group.append((row["index"], row["ids"]))
+                    if len(group) == batch:
+                        yield group[rank::world]
+                        group = []
+
+        if not self.data.streaming and len(rows) == 0:
+            raise ValueError(f"{self.data.dataset} has no text to learn from; every row of {self.data.text_column} is empty")
+        return from_stream if self.data.streaming else from_data_set
+
+
+def spread(rows: "Dataset", count: int) -> "Dataset":
+    """At most `count` rows, evenly from all of them."""
+    return rows.select(range(0, len(rows), max(1, len(rows) // count))) if len(rows) else rows
+
+
+def know_places(x0: Tokens, key: Key, share: float) -> Tokens:
+    """In a share of the rows it is known where tokens are: these are masked, not deleted, and no marker shows up."""
+    known = (key.uniform(1) < share) & x0.valid
+    return x0.with_(counted=known & ~x0.fixed, sealed=x0.sealed | known)
+
