@@ -17,24 +17,36 @@ def main(recipe: Recipe) -> None:
     tokenizer = recipe.make_tokenizer(texts)
     ids = specials(tokenizer)
 
-    # 3. model: a stock transformer, from scratch or pretrained
-    model = recipe.make_model(tokenizer)
-    print(f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens")
+    # 3. windows: cut at sentences, of varying length, so that no model can count its way to a gap's length
+    windows = recipe.make_windows(texts, tokenizer)
 
-    # 4. UDM = process (what is hidden, x_t = F_t(x_0, eps)) + denoiser (the model as q(x_0 | x_t)) + objective
+    # 4. model: a stock transformer, pretrained, or from scratch and then begun from the windows' bigrams
+    model = recipe.make_model(tokenizer, windows)
+    print(
+        f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens"
+    )
+
+    # 5. UDM = process (what is hidden, x_t = F_t(x_0, eps)) + denoiser (the model as q(x_0 | x_t)) + objective
     udm = recipe.make_udm(model, ids)
 
-    # 5. job: windows of the texts in, bound and filled samples out, the checkpoint at the end
-    job = recipe.make_job(model, tokenizer, texts)
+    # 6. job: windows in, bound and filled samples out, the checkpoint at the end
+    job = recipe.make_job(model, tokenizer, windows)
 
-    # 6. train: Accelerate's loop. Ctrl-C saves; --trainer.resume goes on bit for bit
+    # 7. train: Accelerate's loop. Ctrl-C saves; --trainer.resume goes on bit for bit
     figures = Trainer(udm, job, recipe.trainer).run()
     print(recipe.trainer.out, figures)
 
 
 if __name__ == "__main__":
     try:
-        main(parse(Recipe, sys.argv[1:], prog="python train.py", description=HELP.replace("textdiff train", "python train.py")))
+        main(
+            parse(
+                Recipe,
+                sys.argv[1:],
+                prog="python train.py",
+                description=HELP.replace("textdiff train", "python train.py"),
+            )
+        )
     except ValueError as error:
         sys.exit(complain(error, "train.py"))
     except KeyboardInterrupt as stop:

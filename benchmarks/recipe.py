@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from textdiff.data import Batches, load_texts, to_tokens, windows
 from textdiff.denoiser import Autoregressive, Parallel
@@ -23,7 +24,9 @@ from textdiff.keys import Key
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking
+from textdiff.spectral import start_from_bigrams, start_from_neighbours
 from textdiff.tokenizer import encode, specials, train_tokenizer
+from textdiff.tokens import Specials
 from textdiff.udm import UDM, Objective
 
 CORES = 2  # a budget of 100 s is 100 s of two cores: 200 s of processor time, whatever the number of threads
@@ -32,8 +35,8 @@ DEFAULTS = {
     "vocab": 4000, "context": 64, "shortest": 16, "batch": 16, "lr": 1e-3, "warmup": 0.05, "decay": 0.1,
     "optimizer": "adamw", "beta2": 0.98, "wd": 0.1, "clip": 1.0, "hidden": 256, "layers": 4, "heads": 4, "mlp": 640,
     "spans": "1,2,4,8,16,64", "blank": 0.25, "power": 1.0, "weighted": 0, "context_loss": 1.0, "width": 16,
-    "masking": 0, "arch": "llama", "tie": 1, "init": 0.02, "seed": 0, "bidirectional": 0, "muon_lr": 0.02, "drop": 0.0, "theta": 10000.0,
-    "local": 0,
+    "masking": 0, "arch": "llama", "tie": 1, "init": 0.02, "seed": 0, "bidirectional": 0, "muon_lr": 0.02, "drop": 0.0,
+    "theta": 10000.0, "local": 0, "bigrams": 0,
 }  # fmt: skip
 
 
@@ -47,18 +50,19 @@ def settings(pairs: list[str]) -> dict:
     return chosen
 
 
-def model_of(kind: str, s: dict, vocab: int, ids) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-    from transformers import LlamaConfig, ModernBertConfig, Qwen3Config
+def model_of(kind: str, s: dict, vocab: int, ids: Specials) -> torch.nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, LlamaConfig, ModernBertConfig, Qwen3Config
 
     common = dict(vocab_size=vocab, hidden_size=s["hidden"], num_hidden_layers=s["layers"], num_attention_heads=s["heads"],
                   intermediate_size=s["mlp"], initializer_range=s["init"], max_position_embeddings=2048,
                   pad_token_id=ids.pad, bos_token_id=ids.bos, eos_token_id=ids.end)  # fmt: skip
     if kind == "parallel":
         rope = {"rope_type": "default", "rope_theta": s["theta"]}
-        config = ModernBertConfig(**common, cls_token_id=ids.bos, sep_token_id=ids.end, local_attention=s["local"] or 2048,
+        config = ModernBertConfig(**common, classifier_activation="linear" if s["bigrams"] else "gelu",
+                                  cls_token_id=ids.bos, sep_token_id=ids.end, local_attention=s["local"] or 2048,
                                   global_attn_every_n_layers=2 if s["local"] else 1,
-                                  rope_parameters={"full_attention": rope, "sliding_attention": rope}, tie_word_embeddings=bool(s["tie"]),
+                                  rope_parameters={"full_attention": rope, "sliding_attention": rope},
+                                  tie_word_embeddings=bool(s["tie"]),
                                   mlp_dropout=s["drop"], attention_dropout=s["drop"])  # fmt: skip
         return AutoModelForMaskedLM.from_config(config)
     family = {"llama": LlamaConfig, "qwen3": Qwen3Config}[s["arch"]]
@@ -110,7 +114,7 @@ def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) ->
     return {"steps": step, "tokens": tokens, "tokens_per_s": round(tokens / spent)}
 
 
-def measure(udm: UDM, kind: str, tokenizer, ids, val: dict, s: dict) -> dict:
+def measure(udm: UDM, kind: str, tokenizer: PreTrainedTokenizerBase, ids: Specials, val: dict) -> dict:
     result = {}
     if kind == "parallel":
         look = UDM(Masking(ids), udm.denoiser)
@@ -153,24 +157,49 @@ def main() -> None:
     if args.ngrams:
         for name, score in (("unigram", unigram_nll), ("trigram", trigram_nll)):
             got = score(rows, held, len(tokenizer))
-            print(name, round(got.nats, 4), "nats,", round(got.nats * got.tokens / math.log(2) / sum(val["sizes"]), 4), "bpb")
+            print(
+                name,
+                round(got.nats, 4),
+                "nats,",
+                round(got.nats * got.tokens / math.log(2) / sum(val["sizes"]), 4),
+                "bpb",
+            )
     model = model_of(args.kind, s, len(tokenizer), ids)
+    if s["bigrams"]:
+        (start_from_neighbours if args.kind == "parallel" else start_from_bigrams)(model, rows, ids)
     process_type = Masking if s["masking"] else Deletion
     process = process_type(ids, spans=tuple(float(x) for x in s["spans"].split(",")))
     objective = Objective(bool(s["weighted"]), s["blank"], s["power"])
     denoiser = Parallel(model, ids) if args.kind == "parallel" else Autoregressive(
         model, ids, s["width"], 0.0 if s["bidirectional"] else s["context_loss"], bool(s["bidirectional"]))  # fmt: skip
     udm = UDM(process, denoiser, objective)
+    if args.ngrams:
+        print(
+            "before training",
+            bound(
+                UDM((Masking if args.kind == "parallel" else Deletion)(ids), denoiser), held, val["sizes"], pad=ids.pad
+            ),
+        )
     out = train(udm, rows, s, args.seconds, ids.pad)
-    out |= measure(udm, args.kind, tokenizer, ids, val, s)
+    out |= measure(udm, args.kind, tokenizer, ids, val)
     changed = {k: v for k, v in s.items() if v != DEFAULTS[k]}
-    line = {"kind": args.kind, "seconds": args.seconds, **changed, **out, "params": sum(p.numel() for p in model.parameters())}
+    line = {
+        "kind": args.kind,
+        "seconds": args.seconds,
+        **changed,
+        **out,
+        "params": sum(p.numel() for p in model.parameters()),
+    }
     print(json.dumps(line))
     args.log.parent.mkdir(parents=True, exist_ok=True)
     with args.log.open("a") as file:
         file.write(json.dumps(line) + "\n")
     tools = {"denoiser": udm.denoiser, "tokenizer": tokenizer, "specials": ids, "process": Deletion(ids)}
-    for text in (["My fellow ", Gap(), ", the state of our union is ", Gap(), "."], ["We must ", Gap(), " the economy."], [Gap()]):
+    for text in (
+        ["My fellow ", Gap(), ", the state of our union is ", Gap(), "."],
+        ["We must ", Gap(), " the economy."],
+        [Gap()],
+    ):
         for steps in (1, 8):
             print(steps, [r.text for r in infill([text], steps=steps, samples=2, decode=Decode(top_p=0.9), **tools)[0]])
 

@@ -23,7 +23,8 @@ LAYERS = (
     ("process", "posterior"),
     ("denoiser",),
     ("rules", "sampler", "udm"),
-    ("tokenizer", "gaps", "data", "checkpoint", "evaluation", "trainer", "ngram"),
+    ("saving", "report", "ema", "optim", "launch", "config", "_register"),  # these need no module of ours
+    ("tokenizer", "gaps", "data", "checkpoint", "models", "card", "evaluation", "trainer", "ngram", "compare"),
     ("pipelines", "recipe", "replay"),
     ("cli",),
 )

@@ -1,7 +1,7 @@
-"""Counter-based randomness: uniform, independent in every direction it is used in, and a function of its purpose alone.
+"""Counter-based randomness: uniform, independent in all directions it is used in, a function of its purpose alone.
 
-Bounds. Chi-square tests are asserted at p > 1e-6. The columns that are compared have 1,000,000 numbers. A correlation of
-n independent pairs is normal with deviation 1/sqrt(n); 4.9 deviations are exceeded, either way, with chance 1e-6.
+Bounds. Chi-square tests are asserted at p > 1e-6. The columns that are compared have 1,000,000 numbers. A correlation
+of n independent pairs is normal with deviation 1/sqrt(n); 4.9 deviations are exceeded, either way, with chance 1e-6.
 Controls are sequences with a known fault, which the same criterion has to reject.
 """
 
@@ -162,7 +162,7 @@ def test_extremes_stay_inside(bits: int) -> None:
 def test_normal_moments() -> None:
     x = Key.of(0, SAMPLES).normal(COLUMNS).flatten()
     n = x.numel()
-    # n = 1e6. Deviations of the mean, variance, third and fourth moment: sqrt(1, 2, 15, 96 / n); 5.2 of each: 8e-7 in all
+    # n = 1e6. Deviations of the first four moments: sqrt of (1, 2, 15, 96) / n. 5.2 of them: false alarm 8e-7 in all
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs(float((x**power).mean()) - moment) < 5.2 * (spread / n) ** 0.5
     assert uniform_p(torch.special.ndtr(x)) > 1e-6  # the whole law: false alarm 1e-6

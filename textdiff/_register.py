@@ -29,9 +29,7 @@ def _register() -> None:
 class _Watch(MetaPathFinder):
     """Finds the awaited module as usual, once, and registers after it has run."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _AWAITED:
             return None
         sys.meta_path.remove(self)

@@ -103,7 +103,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, FileNotFoundError) as error:
+    except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
+        return int(leave.code or 0)
+    except (ValueError, OSError) as error:
         return complain(error, prog)
 
 
@@ -125,7 +127,8 @@ def infill(args: list[str], prog: str) -> int:
     texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
     if not texts:
         raise ValueError("no text to fill; give one, or a line each on standard input")
-    from textdiff.gaps import check, parse as parse_gaps
+    from textdiff.gaps import check
+    from textdiff.gaps import parse as parse_gaps
 
     for text in texts:  # before the model is loaded
         check(parse_gaps(text))
@@ -213,7 +216,10 @@ def _pipeline(model: str) -> Any:
     _quiet()
     checkpoint = load(model)
     return TextInfillingPipeline(
-        model=checkpoint.model, tokenizer=checkpoint.tokenizer, diffusion_config=checkpoint.config, task="text-infilling"
+        model=checkpoint.model,
+        tokenizer=checkpoint.tokenizer,
+        diffusion_config=checkpoint.config,
+        task="text-infilling",
     )
 
 

@@ -32,7 +32,9 @@ def compare(
         rows += _ngrams(checkpoints[0], known, texts, context, count)
         rows.append(_constant(known, one, some))
     for path, checkpoint in zip(models, checkpoints, strict=True):
-        rows.append({"model": path, **_likelihood(checkpoint, texts, context, count, seed), **_gaps(checkpoint, one, some)})
+        rows.append(
+            {"model": path, **_likelihood(checkpoint, texts, context, count, seed), **_gaps(checkpoint, one, some)}
+        )
     return rows
 
 

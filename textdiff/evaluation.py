@@ -119,5 +119,3 @@ def score_answers(answers: Sequence[str], given: Sequence[str]) -> GapScore:
     centre = (exact + z * z / (2 * count)) / (1 + z * z / count)
     reach = z * math.sqrt(exact * (1 - exact) / count + z * z / (4 * count * count)) / (1 + z * z / count)
     return GapScore(exact, max(centre - reach, 0.0), min(centre + reach, 1.0), error, count)
-
-

@@ -8,6 +8,7 @@ whatever else the text contains, the tokenizer's own special tokens included, is
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from textdiff.denoiser.base import Denoiser
 
+TOUCHING = "two gaps touch; put text between them, or use one [GAP]"
 _SYNTAX = re.compile(r"(\\)?\[GAP(?::([^\]]*))?\]")
 
 
@@ -73,7 +75,9 @@ def parse(text: str) -> list[str | Gap]:
             literal += found[0][1:]
             continue
         if found[2] is not None and not found[2].isdecimal():
-            raise ValueError(f"{found[0]!r} is no gap: write [GAP], [GAP:3] for three tokens, or \\[GAP] for the text itself")
+            raise ValueError(
+                f"{found[0]!r} is no gap: write [GAP], [GAP:3] for three tokens, or \\[GAP] for the text itself"
+            )
         parts += [literal, Gap(None if found[2] is None else int(found[2]))]
         literal = ""
     return [part for part in [*parts, literal + text[end:]] if part != ""]
@@ -81,15 +85,33 @@ def parse(text: str) -> list[str | Gap]:
 
 def check(parts: Parts) -> None:
     """ValueError, naming the remedy, where there is nothing to fill or two gaps touch."""
-    if not parts or all(part == "" for part in parts):
+    parts = tidy(parts)
+    if not parts:
         raise ValueError("the text is empty; give a text with a [GAP] in it, or [GAP] alone for a blank page")
     if not any(isinstance(part, Gap) for part in parts):
         shown = "".join(str(part) for part in parts)
         raise ValueError(f"no gap in {shown[:60]!r}; mark the missing text with [GAP]")
-    solid = [part for part in parts if part != ""]
-    for left, right in zip(solid, solid[1:], strict=False):
-        if isinstance(left, Gap) and isinstance(right, Gap):
-            raise ValueError("two gaps touch; put text between them, or use one [GAP]")
+    if any(isinstance(left, Gap) and isinstance(right, Gap) for left, right in pairwise(parts)):
+        raise ValueError(TOUCHING)
+
+
+def tidy(parts: Parts) -> list[str | Gap]:
+    """The same text without empty parts, and with strings that follow each other joined."""
+    result: list[str | Gap] = []
+    for part in parts:
+        if isinstance(part, str) and result and isinstance(result[-1], str):
+            result[-1] += part
+        elif part != "":
+            result.append(part)
+    return result
+
+
+def _tokens(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of a part that is text. A word's space belongs to the word: the one before a gap is the gap's to write."""
+    text = str(parts[number])
+    apart = text == " " and number > 0  # this one holds two gaps apart
+    left = number + 1 < len(parts) and text.endswith(" ") and not apart
+    return encode(tokenizer, text[:-1] if left else text)
 
 
 def start_state(texts: Sequence[Parts], tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> Tokens:
@@ -103,14 +125,13 @@ _Element = tuple[int, bool, bool, bool]
 
 def _row(parts: Parts, tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> list[_Element]:
     check(parts)
-    parts = [part for part in parts if part != ""]
+    parts = tidy(parts)
     row: list[_Element] = [(specials.bos, True, False, True)]
     for number, part in enumerate(parts):
         if isinstance(part, str):
-            gap_next = number + 1 < len(parts)
-            # a word's space belongs to the word: the one before a gap is left for the gap's content to write
-            text = part[:-1] if gap_next and part.endswith(" ") else part
-            row += [(token, True, False, True) for token in encode(tokenizer, text)]
+            row += [(token, True, False, True) for token in _tokens(parts, number, tokenizer)]
+        elif not row[-1][1]:  # the tokenizer has no token for the text in between
+            raise ValueError(TOUCHING)
         elif part.length is not None:
             row += [(specials.mask, False, True, True)] * part.length
         else:
@@ -130,17 +151,18 @@ def _batch(rows: list[list[_Element]], specials: Specials) -> Tokens:
     return Tokens(ids, doc, fixed, counted, sealed, torch.zeros(ids.shape))
 
 
-def read_result(parts: Parts, ids: Tensor, fixed: Tensor, score: Tensor, tokenizer: "PreTrainedTokenizerBase") -> Infill:
+def read_result(
+    parts: Parts, ids: Tensor, fixed: Tensor, score: Tensor, tokenizer: "PreTrainedTokenizerBase"
+) -> Infill:
     """The filled text of one row without its padding. The user's text is copied, never decoded."""
     # a gap's content is the run of written tokens after as many fixed ones as the start state had before it
     before = fixed.long().cumsum(0)
     text, gaps, seen = "", [], 1  # BOS
-    parts = [part for part in parts if part != ""]
+    parts = tidy(parts)
     for number, part in enumerate(parts):
         if isinstance(part, str):
             text += part
-            gap_next = number + 1 < len(parts)
-            seen += len(encode(tokenizer, part[:-1] if gap_next and part.endswith(" ") else part))
+            seen += len(_tokens(parts, number, tokenizer))
             continue
         mine = (before == seen) & ~fixed
         content = tokenizer.decode(ids[mine].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """A preset's shape."""
+    """A preset's shape. theta, the base of the rotary positions: a small one tells neighbours apart in short windows."""
 
     hidden: int
     layers: int
     heads: int
     inner: int
+    theta: float
 
 
 SIZES = {
-    "tiny": Size(hidden=256, layers=4, heads=4, inner=640),
-    "small": Size(hidden=512, layers=8, heads=8, inner=1408),
-    "base": Size(hidden=768, layers=12, heads=12, inner=2048),
+    "tiny": Size(hidden=192, layers=4, heads=4, inner=512, theta=100.0),
+    "small": Size(hidden=512, layers=8, heads=8, inner=1408, theta=1000.0),
+    "base": Size(hidden=768, layers=12, heads=12, inner=2048, theta=10000.0),
 }
 
 
@@ -43,7 +44,10 @@ def _modernbert(size: Size, ids: Specials, common: dict[str, Any]) -> "PreTraine
         intermediate_size=size.inner,
         global_attn_every_n_layers=1,
         local_attention=common["max_position_embeddings"],
-        tie_word_embeddings=True,
+        rope_parameters={name: _rope(size) for name in ("full_attention", "sliding_attention")},
+        # a head that hands the stream on as it is, and embeddings apart, so that `spectral` can set both
+        classifier_activation="linear",
+        tie_word_embeddings=False,
     )
 
 
@@ -54,8 +58,13 @@ def _llama(size: Size, ids: Specials, common: dict[str, Any]) -> "PreTrainedConf
         **common,
         intermediate_size=size.inner,
         num_key_value_heads=size.heads,
-        tie_word_embeddings=True,
+        rope_parameters=_rope(size),
+        tie_word_embeddings=False,
     )
+
+
+def _rope(size: Size) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": size.theta}
 
 
 def _t5(size: Size, ids: Specials, common: dict[str, Any]) -> "PreTrainedConfig":

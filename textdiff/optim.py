@@ -1,24 +1,21 @@
 """The optimisers: AdamW, or Muon for the matrices of the body and AdamW for the rest."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from textdiff.trainer import TrainerConfig
 
-
-def optimizers(model: nn.Module, config: "TrainerConfig") -> list[torch.optim.Optimizer]:
+def optimizers(
+    model: nn.Module, kind: str, lr: float, muon_lr: float, *, weight_decay: float, beta2: float
+) -> list[torch.optim.Optimizer]:
     """One optimiser or two. Embeddings, norms and biases do not decay; only the body's matrices go to Muon."""
     bodily, others = split(model)
-    adamw = {"betas": (0.9, config.beta2), "fused": True, "lr": config.lr}
-    if config.optimizer == "muon":
+    adamw = {"betas": (0.9, beta2), "fused": True, "lr": lr}
+    if kind == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"trainer.optimizer muon needs torch 2.9, this is {torch.__version__}; use adamw")
-        muon = torch.optim.Muon(bodily, lr=config.muon_lr, weight_decay=config.weight_decay)
+        muon = torch.optim.Muon(bodily, lr=muon_lr, weight_decay=weight_decay)
         return [muon, torch.optim.AdamW(others, weight_decay=0.0, **adamw)]
-    groups = [{"params": bodily, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": bodily, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [torch.optim.AdamW(groups, **adamw)]
 
 

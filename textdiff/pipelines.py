@@ -67,7 +67,9 @@ class TextInfillingPipeline(Pipeline):
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         texts = inputs["parts"] if inputs.get("batched") else [inputs["parts"]]
         config = self.diffusion_config
-        chosen = {name: options.get(name, getattr(config, name)) for name in ("temperature", "top_k", "top_p", "max_gap")}
+        chosen = {
+            name: options.get(name, getattr(config, name)) for name in ("temperature", "top_k", "top_p", "max_gap")
+        }
         samples = options.get("num_return_sequences", 1)
         if samples < 1:
             raise ValueError(f"num_return_sequences {samples} is not positive")

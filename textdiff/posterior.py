@@ -40,7 +40,9 @@ class Decode:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature {self.temperature} is not a number from 0 on; 1 draws from the model as it is")
+            raise ValueError(
+                f"temperature {self.temperature} is not a number from 0 on; 1 draws from the model as it is"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
         if self.top_k < 0:

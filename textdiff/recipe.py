@@ -6,7 +6,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,6 +17,7 @@ from textdiff.evaluation import bound
 from textdiff.gaps import infill, parse
 from textdiff.keys import Key
 from textdiff.models import new_model, pretrained_model
+from textdiff.spectral import STARTS
 from textdiff.tokenizer import load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Specials, Tokens
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
@@ -39,7 +40,7 @@ READS = 2048  # positions that a model from scratch has: windows are shorter, te
 
 @dataclass
 class TokenizerConfig:
-    """path: any AutoTokenizer, a folder or hub name; left out, a byte-level BPE of `vocab` entries is trained on the texts."""
+    """path: any AutoTokenizer, a folder or hub name; else a byte-level BPE of `vocab` entries is trained on the texts."""
 
     path: str | None = None
     vocab: int = 4000
@@ -49,11 +50,13 @@ class TokenizerConfig:
 class ModelConfig:
     """preset: tiny, small or base, from scratch. path: a pretrained model instead, with its tokenizer.
 
+    start: how a model from scratch begins: from the bigrams of the texts (see `spectral`), or random.
     context: for autoregressive models, how much they also learn the visible text (see `Autoregressive`).
     """
 
     preset: str = "tiny"
     path: str | None = None
+    start: Literal["bigrams", "random"] = "bigrams"
     context: float = 1.0
 
 
@@ -80,21 +83,28 @@ class Recipe:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     objective: Objective = field(default_factory=Objective)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    examples: tuple[str, ...] = ("My fellow [GAP], the state of our union is [GAP].", "We must [GAP] the economy.", "[GAP]")
+    examples: tuple[str, ...] = (
+        "My fellow [GAP], the state of our union is [GAP].",
+        "We must [GAP] the economy.",
+        "[GAP]",
+    )
     """Texts to fill now and then while training."""
 
     def build(self) -> Trainer:
         """Everything built and ready to run."""
         texts = self.texts(self.data.split)
         tokenizer = self.make_tokenizer(texts)
-        model = self.make_model(tokenizer)
+        rows = self.make_windows(texts, tokenizer)
+        model = self.make_model(tokenizer, rows)
         udm = self.make_udm(model, specials(tokenizer))
-        return Trainer(udm, self.make_job(model, tokenizer, texts), self.trainer)
+        return Trainer(udm, self.make_job(model, tokenizer, rows), self.trainer)
 
     def texts(self, split: str) -> "Dataset | IterableDataset":
         """The documents of a split, column `text`."""
         data = self.data
-        return load_texts(data.dataset, split, text_column=data.text_column, config=data.config, streaming=data.streaming)
+        return load_texts(
+            data.dataset, split, text_column=data.text_column, config=data.config, streaming=data.streaming
+        )
 
     def make_tokenizer(self, texts: Any) -> "PreTrainedTokenizerBase":
         """The model's, the one named, or one trained on the texts (of a stream: on its first 10,000)."""
@@ -105,13 +115,25 @@ class Recipe:
         sample = texts.take(10_000) if self.data.streaming else texts
         return train_tokenizer((row["text"] for row in sample), self.tokenizer.vocab, lengths)
 
-    def make_model(self, tokenizer: "PreTrainedTokenizerBase") -> Any:
-        """A preset drawn under the run's seed, or a pretrained model."""
-        kind = self.diffusion.denoiser
+    def make_windows(self, texts: Any, tokenizer: "PreTrainedTokenizerBase") -> "Dataset | IterableDataset":
+        """The texts cut into windows of token ids, columns `ids` and `index`."""
+        data = self.data
+        rows = windows(texts, tokenizer, context=data.context, shortest=data.shortest, seed=self.trainer.seed)
+        if not data.streaming and len(rows) == 0:
+            raise ValueError(f"{data.dataset} has no text to learn from; every row of {data.text_column} is empty")
+        return rows
+
+    def make_model(self, tokenizer: "PreTrainedTokenizerBase", rows: Any) -> Any:
+        """A preset drawn under the run's seed, started from the windows' bigrams; or a pretrained model."""
+        kind, ids = self.diffusion.denoiser, specials(tokenizer)
+        torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
         if self.model.path is not None:
             return pretrained_model(kind, self.model.path, tokenizer)
-        torch.manual_seed(self.trainer.seed)
-        return new_model(kind, self.model.preset, specials(tokenizer), len(tokenizer), READS)
+        model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
+        if self.model.start == "bigrams" and kind in STARTS:
+            sample = rows.take(50_000) if self.data.streaming else rows
+            STARTS[kind](model, [row["ids"] for row in sample], ids)
+        return model
 
     def make_udm(self, model: Any, ids: Specials) -> UDM:
         """The process and the denoiser, with the noise and the objective of training."""
@@ -119,12 +141,14 @@ class Recipe:
         process = self.diffusion.build_process(ids, spans=tuple(self.noise.spans))
         return UDM(process, self.diffusion.build_denoiser(model, ids, context), self.objective)
 
-    def make_job(self, model: Any, tokenizer: "PreTrainedTokenizerBase", texts: Any) -> Job:
+    def make_job(self, model: Any, tokenizer: "PreTrainedTokenizerBase", windows_: Any) -> Job:
         """Feeding, measuring, showing and saving, for text."""
         ids, data = specials(tokenizer), self.data
         cuts = {"context": data.context, "shortest": data.shortest}
         held = windows(self.texts(data.validation_split), tokenizer, **cuts)
         rows = [row["ids"] for row in (held.take(256) if data.streaming else spread(held, 256))]
+        if not rows:
+            raise ValueError(f"{data.dataset} has no text in {data.validation_split!r}; set data.validation_split")
         checkpoint = Checkpoint(model, tokenizer, self.diffusion)
         examples = [parse(text) for text in self.examples]
 
@@ -151,11 +175,12 @@ class Recipe:
             checkpoint.card = model_card(path.name, self.diffusion, asdict(self), facts)
             checkpoint.save(path)
 
-        return Job(self.feed(windows(texts, tokenizer, **cuts, seed=self.trainer.seed)), collate, measure, show, export)
+        return Job(self.feed(windows_), collate, measure, show, export)
 
     def feed(self, rows: "Dataset | IterableDataset") -> Feed:
         """Windows for the trainer: dealt out by length from a data set, in order of arrival from a stream."""
         batch, seed = self.trainer.batch, self.trainer.seed
+        nothing = f"{self.data.dataset} has no text to learn from; every row of {self.data.text_column} is empty"
 
         def from_data_set(start: int, rank: int, world: int) -> Iterator[list[tuple[int, list[int]]]]:
             lengths = [len(row) for row in rows["ids"]]
@@ -164,27 +189,33 @@ class Recipe:
                 yield list(zip(numbers, found, strict=True))
 
         def from_stream(start: int, rank: int, world: int) -> Iterator[list[tuple[int, list[int]]]]:
-            for epoch in range(1_000_000):
-                stream = iter(rows.skip(start * batch) if epoch == 0 and start else rows)
-                group: list[tuple[int, list[int]]] = []
-                for row in stream:
+            group: list[tuple[int, list[int]]] = []
+            past = start * batch  # epochs are joined: what was seen before `start` is passed over, whole epochs at once
+            while True:
+                count = 0
+                for count, row in enumerate(rows, 1):  # noqa: B007
+                    if past:
+                        past -= 1
+                        continue
                     group.append((row["index"], row["ids"]))
                     if len(group) == batch:
                         yield group[rank::world]
                         group = []
+                if not count:
+                    raise ValueError(nothing)
+                past %= count
 
         if not self.data.streaming and len(rows) == 0:
-            raise ValueError(f"{self.data.dataset} has no text to learn from; every row of {self.data.text_column} is empty")
+            raise ValueError(nothing)
         return from_stream if self.data.streaming else from_data_set
 
 
 def spread(rows: "Dataset", count: int) -> "Dataset":
     """At most `count` rows, evenly from all of them."""
-    return rows.select(range(0, len(rows), max(1, len(rows) // count))) if len(rows) else rows
+    return rows.select(range(0, len(rows), -(-len(rows) // count))) if len(rows) else rows
 
 
 def know_places(x0: Tokens, key: Key, share: float) -> Tokens:
     """In a share of the rows it is known where tokens are: these are masked, not deleted, and no marker shows up."""
     known = (key.uniform(1) < share) & x0.valid
     return x0.with_(counted=known & ~x0.fixed, sealed=x0.sealed | known)
-

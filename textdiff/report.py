@@ -1,17 +1,18 @@
 """What a run says while it trains: a progress bar, log.jsonl, TensorBoard, samples, and the loss curve as a picture."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 
 class Report:
-    """The reports of one run, from the main process alone."""
+    """The reports of one run, from the main process alone. `since`: the step it goes on from, 0 for a new run."""
 
-    def __init__(self, out: Path, accelerator: Any, settings: dict[str, Any], fresh: bool) -> None:
-        self.out, self.main, self.every = out, accelerator.is_main_process, settings["log_every"]
-        self.settings, self.fresh = settings, fresh
+    def __init__(self, out: Path, accelerator: Any, every: int, since: int) -> None:
+        self.out, self.main, self.every = out, accelerator.is_main_process, every
+        self.since = since
         self.window: list[tuple[float, float]] = []
         self.print = accelerator.print
 
@@ -21,8 +22,12 @@ class Report:
             from tqdm import tqdm
 
             self.out.mkdir(parents=True, exist_ok=True)
-            self.board = SummaryWriter(str(self.out / "tensorboard"))
-            self.log = (self.out / "log.jsonl").open("w" if self.fresh else "a", encoding="utf-8")
+            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.since + 1 if self.since else None)
+            path = self.out / "log.jsonl"
+            # steps made after the state that is gone on from are made again
+            kept = [line for line in read_log(path) if line["step"] <= self.since] if self.since else []
+            self.log = path.open("w", encoding="utf-8")
+            self.log.writelines(_line(line) for line in kept)
             form = "{percentage:3.0f}%|{bar:24}| {elapsed}, {remaining} left{postfix}"
             self.bar = tqdm(total=1.0, bar_format=form, dynamic_ncols=True)
             self.clock = time.monotonic()
@@ -70,7 +75,7 @@ class Report:
             self.clock = time.monotonic()
 
     def _write(self, line: dict[str, Any]) -> None:
-        self.log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.log.write(_line(line))
         self.log.flush()
         for name, value in line.items():
             if isinstance(value, float):
@@ -79,8 +84,24 @@ class Report:
     def curve(self) -> None:
         """Draw loss.png from log.jsonl."""
         self.log.flush()
-        lines = [json.loads(line) for line in (self.out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-        draw(lines, self.out / "loss.png")
+        draw(read_log(self.out / "log.jsonl"), self.out / "loss.png")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl, without one that was being written when the run was killed; none where there is no file."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def _line(values: dict[str, Any]) -> str:
+    """One line of JSON, which has no word for a loss that is not finite: null."""
+    known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+    return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
@@ -89,11 +110,11 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    train = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     steps, losses = [s for s, _ in train], [value for _, value in train]
     axes.plot(steps, losses, color="#9bb7d4", linewidth=0.7, label="training loss")
     axes.plot(steps, _smooth(losses), color="#1f4e79", linewidth=1.8, label="smoothed")
-    held = [(line["step"], line["validation/nats"]) for line in lines if "validation/nats" in line]
+    held = [(line["step"], line["validation/nats"]) for line in lines if line.get("validation/nats") is not None]
     if held:
         axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label="validation bound")
     axes.set(xlabel="step", ylabel="nats per token")

@@ -19,26 +19,37 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-def write_state(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], keep: int) -> Path:
+def write_state(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], keep: int
+) -> Path:
     """Write `folder/step-NNNNNNNN` with one safetensors file per entry of `tensors`, keep the newest `keep` states."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     final, part = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    if verify(final):  # a finished run was resumed: one run has one state at a step
+        return final
+    for stale in folder.glob(".part-*"):
+        shutil.rmtree(stale)
+    part.mkdir(parents=True)
     for name, content in tensors.items():
-        save_file({key: value.contiguous() for key, value in content.items()}, part / f"{name}.safetensors")
+        try:
+            save_file({key: value.contiguous() for key, value in content.items()}, part / f"{name}.safetensors")
+        except SafetensorError as error:
+            raise OSError(f"{part} cannot be written ({error}); is the disk full?") from error
     (part / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     files = {file.name: _digest(file) for file in sorted(part.iterdir())}
     (part / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
     for file in part.iterdir():
         _flush(file)
+    _flush(part)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     _flush(folder)
-    for old in sorted(_states(folder), reverse=True)[keep:]:
-        shutil.rmtree(old[1])
+    # what claims to be newer was damaged, and passed over when this run went on
+    past = sorted((state for state in _states(folder) if state[0] <= step), reverse=True)
+    for _, other in set(_states(folder)) - set(past[:keep]):
+        shutil.rmtree(other)
     return final
 
 
@@ -69,10 +80,19 @@ def read_state(state: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any
     return tensors, json.loads((state / "facts.json").read_text(encoding="utf-8"))
 
 
-def split_tensors(nested: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A flat state dict as its tensors and the rest, which JSON can hold."""
-    tensors = {key: value for key, value in nested.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in nested.items() if key not in tensors}
+def flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimizer's state dict as its tensors, `weight.name`, and its groups, which JSON can hold."""
+    tensors = {f"{weight}.{name}": value for weight, own in optimizer["state"].items() for name, value in own.items()}
+    return tensors, optimizer["param_groups"]
+
+
+def unflatten(tensors: dict[str, Tensor], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        weight, _, name = key.rpartition(".")
+        state.setdefault(weight, {})[name] = value
+    return {"state": state, "param_groups": groups}
 
 
 def without_ties(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,6 +105,11 @@ def without_ties(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             result[name] = tensor
         seen.add(mark)
     return result
+
+
+def fits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> bool:
+    """Whether the same weights are there, in the same shapes."""
+    return {key: value.shape for key, value in expected.items()} == {key: value.shape for key, value in found.items()}
 
 
 def _states(folder: Path) -> list[tuple[int, Path]]:

@@ -6,12 +6,13 @@ the samples by (seed, epoch): a run that was interrupted goes on bit for bit.
 """
 
 import math
-import os
+import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,7 +25,7 @@ from textdiff.keys import Key
 from textdiff.launch import check_launch
 from textdiff.optim import optimizers
 from textdiff.report import Report
-from textdiff.saving import newest_state, read_state, split_tensors, without_ties, write_state
+from textdiff.saving import fits, flatten, newest_state, read_state, unflatten, without_ties, write_state
 from textdiff.udm import UDM
 
 
@@ -93,8 +94,8 @@ class Feed(Protocol):
 class Job:
     """What the trainer trains on and reports with; everything that knows text or images is in here.
 
-    collate: examples and their keys -> the batch x0 and the keys of its rows. measure: the validation bound and other figures of a UDM. show: filled samples, one
-    per line. export: write the checkpoint to a folder.
+    collate: examples and their keys -> the batch x0 and the keys of its rows. measure: the validation bound and other
+    figures of a UDM. show: filled samples, one per line. export: write the checkpoint to a folder.
     """
 
     feed: Feed
@@ -121,11 +122,14 @@ class Trainer:
         if config.compile:
             body = udm.denoiser.model.base_model
             body.forward = torch.compile(body.forward, dynamic=True)
-        chain = optimizers(udm, config)
+        chain = optimizers(
+            udm, config.optimizer, config.lr, config.muon_lr, weight_decay=config.weight_decay, beta2=config.beta2
+        )
         self.model, *self.optimizers = self.accelerator.prepare(udm, *chain)
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.ema = Ema(self.udm, config.ema) if config.ema else None
-        self.step, self.elapsed, self.skipped, self.stop = 0, 0.0, 0, False
+        self.step, self.elapsed, self.skipped = 0, 0.0, 0
+        self.stop, self.agreed = False, False  # this process was asked to stop; some process was
         self.figures: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------------------------- the loop
@@ -134,12 +138,10 @@ class Trainer:
         """Train to the end, measure, save the checkpoint. Interrupted after Ctrl-C or SIGTERM, with everything saved."""
         if self.config.resume:
             self._resume()
-        elif self._occupied() and not self.config.overwrite:
-            raise ValueError(
-                f"{self.out} already holds a run: --trainer.resume goes on with it, --trainer.overwrite begins anew"
-            )
+        else:
+            self._begin()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.report = Report(self.out, self.accelerator, asdict(self.config), fresh=not self.config.resume)
+        self.report = Report(self.out, self.accelerator, self.config.log_every, since=self.step)
         with self._signals(), self.report:
             began = time.monotonic() - self.elapsed
             for examples in self.job.feed(self.step, rank, world):
@@ -167,7 +169,7 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 sums += self._backward(part)
         total, count, stop = self.accelerator.reduce(sums, "sum").tolist()
-        self.stop = bool(stop)
+        self.agreed = bool(stop)
         norm = self._update(count)
         self.step += 1
         self.report.step(self.step, total / count, count, norm, rate, self._progress())
@@ -179,7 +181,11 @@ class Trainer:
         x0, key = self.job.collate([example for _, example in part], key)
         loss = self.model(x0.to(self.accelerator.device), key.fold(0).to(self.accelerator.device))
         self.accelerator.backward(loss.total)
-        sums = [loss.total.detach().double(), loss.count.to(loss.total.device).double(), loss.total.new_tensor(self.stop)]
+        sums = [
+            loss.total.detach().double(),
+            loss.count.to(loss.total.device).double(),
+            loss.total.new_tensor(self.stop),
+        ]
         return torch.stack([value.double() for value in sums])
 
     def _update(self, count: float) -> float:
@@ -214,7 +220,7 @@ class Trainer:
         done, config = min(self._progress(), 1.0), self.config
         if done < config.warmup:
             # progress by the clock is 0 at the first step, whose rate must not be
-            return max(done, 1 / config.steps) / config.warmup if config.warmup else 1.0
+            return min(max(done, 1 / config.steps) / config.warmup, 1.0)
         share = (done - config.warmup) / (1 - config.warmup) if config.warmup < 1 else 0.0
         return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * share))
 
@@ -229,10 +235,12 @@ class Trainer:
 
     def _periodic(self) -> None:
         config, end = self.config, self._progress() >= 1
-        if self.stop:
+        if self.agreed:
             path = self._save()
             self.report.close()
-            raise Interrupted(f"stopped at step {self.step}; saved {path}. The same command with --trainer.resume goes on")
+            raise Interrupted(
+                f"stopped at step {self.step}; saved {path}. The same command with --trainer.resume goes on"
+            )
         if config.measure_every and self.step % config.measure_every == 0 and not end:
             self._measure()
         if config.show_every and self.step % config.show_every == 0 and not end:
@@ -264,16 +272,14 @@ class Trainer:
         self.udm.eval()
         return self.ema.swapped() if self.ema else nullcontext()
 
-    def _occupied(self) -> bool:
-        return (self.out / "config.json").exists() or newest_state(self.out / "states")[0] is not None
-
     def _save(self) -> Path:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True, flatten_optimizer_state_dict=True)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = {"model": without_ties(self.accelerator.get_state_dict(self.model))}
         facts: dict[str, Any] = {"step": self.step, "elapsed": self.elapsed, "seed": self.config.seed}
         for number, optimizer in enumerate(self.optimizers):
             state = get_optimizer_state_dict(self.udm, optimizer.optimizer, options=options)
-            tensors[f"optimizer{number}"], facts[f"optimizer{number}"] = split_tensors(state)
+            if state:  # the first process alone gets all of it
+                tensors[f"optimizer{number}"], facts[f"optimizer{number}"] = flatten(state)
         if self.ema:
             tensors["ema"] = self.ema.state()
         path = self.out / "states"
@@ -281,6 +287,17 @@ class Trainer:
             path = write_state(path, self.step, tensors, facts, self.config.keep)
         self.accelerator.wait_for_everyone()
         return path
+
+    def _begin(self) -> None:
+        """A new run in a place of its own. States of the run that is overwritten must not be taken for its own later."""
+        states = self.out / "states"
+        if not self.config.overwrite and ((self.out / "config.json").exists() or newest_state(states)[0] is not None):
+            raise ValueError(
+                f"{self.out} already holds a run: --trainer.resume goes on with it, --trainer.overwrite begins anew"
+            )
+        self.accelerator.wait_for_everyone()  # all have looked
+        if self.accelerator.is_main_process:
+            shutil.rmtree(states, ignore_errors=True)
 
     def _resume(self) -> None:
         state, damaged = newest_state(self.out / "states")
@@ -290,14 +307,20 @@ class Trainer:
             raise ValueError(f"{self.out} has no training state to resume; leave --trainer.resume out to begin")
         tensors, facts = read_state(state)
         if facts["seed"] != self.config.seed:
-            raise ValueError(f"{state} was trained with seed {facts['seed']}, not {self.config.seed}; give the same seed")
-        missing, unexpected = self.udm.load_state_dict(tensors["model"], strict=False)
-        tied = set(self.udm.state_dict()) - set(without_ties(self.udm.state_dict()))
-        if unexpected or set(missing) - tied:
-            raise ValueError(f"{state} holds another model; give the options it was trained with")
-        options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+            raise ValueError(
+                f"{state} was trained with seed {facts['seed']}, not {self.config.seed}; give the same seed"
+            )
+        wanted = {
+            "model",
+            *(f"optimizer{number}" for number in range(len(self.optimizers))),
+            *(["ema"] if self.ema else []),
+        }
+        if set(tensors) != wanted or not fits(without_ties(self.udm.state_dict()), tensors["model"]):
+            raise ValueError(f"{state} holds another model or optimizer; give the options it was trained with")
+        self.udm.load_state_dict(tensors["model"], strict=False)  # of tied weights, one is there
+        options = StateDictOptions(full_state_dict=True)
         for number, optimizer in enumerate(self.optimizers):
-            whole = {**tensors[f"optimizer{number}"], **facts[f"optimizer{number}"]}
+            whole = unflatten(tensors[f"optimizer{number}"], facts[f"optimizer{number}"])
             set_optimizer_state_dict(self.udm, optimizer.optimizer, whole, options=options)
         if self.ema:
             self.ema.load(tensors["ema"])
@@ -315,7 +338,7 @@ class _Signals:
         self.trainer, self.before = trainer, {}
 
     def __enter__(self) -> None:
-        if os.getpid() and _main_thread():
+        if threading.current_thread() is threading.main_thread():  # no other may
             self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def _ask(self, number: int, frame: Any) -> None:
@@ -326,11 +349,3 @@ class _Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def _main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
-
-

@@ -86,7 +86,7 @@ class _AutoregressivePosterior(Posterior):
         told = contents(self.xt, truth, self.specials, self.denoiser.width)
         context = self.denoiser.context if self.denoiser.training else 0.0
         lesson = self.denoiser.reader.teach(self.xt, told, context)
-        logits = lesson.logits.masked_fill(self._forbidden(lesson.logits, lesson.may_end), -torch.inf)
+        logits = self._allowed(lesson.logits, lesson.may_end)
         score = logits.float().log_softmax(-1).gather(1, lesson.label[:, None])[:, 0] * lesson.weight
         result = torch.zeros(truth.x0.ids.shape, device=score.device)
         return result.index_put((lesson.row, lesson.owner), score, accumulate=True)
@@ -109,7 +109,7 @@ class _AutoregressivePosterior(Posterior):
         """Every row writes its slots, one token a turn. The words, their scores, rows and slots, in row-major order."""
         rows = torch.arange(len(self.xt), device=self.xt.ids.device)
         slot, within = torch.zeros_like(rows), torch.zeros_like(rows)
-        feed = torch.full_like(rows, self.specials.fill)
+        feed = slots.opener[:, 0]
         reader, turn, log = self.denoiser.reader, 0, []
         live = slot < slots.count
         memory = reader.begin(self.xt) if bool(live.any()) else None
@@ -122,8 +122,8 @@ class _AutoregressivePosterior(Posterior):
             done = torch.where(gap, word == self.specials.end, within == length)
             wrote = live & ~done
             log.append((wrote, word, score, at))
-            feed = torch.where(done, self.specials.fill, word)
             slot, within = slot + (live & done), torch.where(done, 0, within + 1)
+            feed = torch.where(done, slots.opener[rows, slot.clamp_max(slots.opener.shape[1] - 1)], word)
             live, turn = slot < slots.count, turn + 1
         if not log:
             empty = torch.zeros(0, dtype=torch.long, device=rows.device)
@@ -133,16 +133,18 @@ class _AutoregressivePosterior(Posterior):
 
     def _choose(self, logits: Tensor, gap: Tensor, within: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
         """A word per row; in a gap [END] is a choice, and the only one where the gap is full."""
-        banned = self._forbidden(logits, gap)
         full = gap & (within >= decode.max_gap)
-        word, score = draw_tokens(logits.masked_fill(banned, -torch.inf), u, decode)
+        word, score = draw_tokens(self._allowed(logits, gap), u, decode)
         return torch.where(full, self.specials.end, word), score
 
-    def _forbidden(self, logits: Tensor, may_end: Tensor) -> Tensor:
-        """(S, V) what is no answer: everything that is not a word, but for [END] where a gap may end (S,)."""
-        banned = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[self.specials.not_text] = True
-        return banned & ~(may_end[:, None] & (torch.arange(len(banned), device=logits.device) == self.specials.end))
+    def _allowed(self, logits: Tensor, may_end: Tensor) -> Tensor:
+        """Logits (S, V) without what is no word, and with [END] only where a gap may end (S,)."""
+        end, banned = self.specials.end, torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        banned[[id for id in self.specials.not_text if id != end]] = True
+        logits = logits.masked_fill(banned, -torch.inf)
+        # one column in place, where a (S, V) mask would cost as much as the head itself
+        logits[:, end] = logits[:, end].masked_fill(~may_end, -torch.inf)
+        return logits
 
 
 class _EncoderDecoder(Reader):

@@ -93,5 +93,3 @@ class _OraclePosterior(Posterior):
 
 def _text(x: Tokens) -> list[tuple[int, ...]]:
     return [tuple(ids[valid].tolist()) for ids, valid in zip(x.ids, x.valid, strict=True)]
-
-

@@ -33,14 +33,17 @@ class DeletionNoise(NamedTuple):
 
 
 class Deletion(Process):
-    """Delete tokens, leave gap markers. `spans` as in `Masking`; `empty` is the power in gamma = beta ** empty."""
+    """Delete tokens, leave gap markers.
+
+    spans: as in `Masking`. empty: the power in gamma = beta ** empty; the larger, the rarer empty gaps.
+    """
 
     def __init__(
         self,
         specials: Specials,
         schedule: Schedule | None = None,
         spans: tuple[float, ...] = (1,),
-        empty: float = 4.0,
+        empty: float = 16.0,
     ) -> None:
         self.specials = specials
         self.schedule = schedule or Linear()
@@ -114,7 +117,7 @@ class Deletion(Process):
                 yield DeletionNoise(u, e), chance * math.prod(gamma if marker else 1 - gamma for marker in shown)
 
     def _counts(self, x0: Tokens, noise: DeletionNoise, t: Tensor) -> tuple[Tensor, Tensor]:
-        """How many elements of x_t each token leaves (0 dropped, 1 kept, 2 kept with a marker after it); which are masked."""
+        """How many elements each token leaves (0 dropped, 1 kept, 2 kept with a marker after it); which are masked."""
         beta = self.schedule.beta(t)[:, None]
         hidden = (noise.u < beta) & x0.valid
         gone = hidden & ~x0.counted

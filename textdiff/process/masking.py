@@ -57,7 +57,9 @@ class Masking(Process):
         size = free.sum(1)
         count = (key.fold(0).uniform(1)[:, 0] * size).long() + 1
         order = key.fold(1).uniform(x0.ids.shape[1]).masked_fill(~free, 2.0).argsort(1)
-        rank = torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+        rank = torch.empty_like(order).scatter(
+            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+        )
         t = torch.full((len(x0),), 0.5, dtype=torch.float64, device=order.device)
         beta = self.schedule.beta(t)[:, None]
         noise = torch.where(rank < count[:, None], beta / 2, (1 + beta) / 2).masked_fill(x0.fixed, 1.0)
