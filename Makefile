@@ -4,14 +4,23 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo table test test-all lint bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.ready  ## train the small demo model, then fill two gaps with it
-	$(BIN)/textdiff train --config data/demo.yaml
-	$(BIN)/textdiff infill runs/demo "My fellow [GAP], the state of our union is [GAP]."
+demo: .venv/.ready  ## train the demo model (about five minutes on two cores), then fill gaps with it
+	$(BIN)/textdiff train --config data/demo.yaml --overwrite
+	@for text in \
+		"My fellow [GAP], the state of our union is [GAP]." \
+		"We must [GAP] the economy." \
+		"I ask the Congress to [GAP] this year."; \
+	do $(BIN)/textdiff infill runs/demo "$$text" --num-return-sequences 3 --temperature 0.7; echo; done
+
+table: .venv/.ready  ## train the demo and its autoregressive twin for equal time, print the README's table
+	$(BIN)/textdiff train --config data/demo.yaml --overwrite
+	$(BIN)/textdiff train --config data/demo-autoregressive.yaml --overwrite
+	$(BIN)/textdiff evaluate runs/demo runs/demo-autoregressive
 
 test: .venv/.ready  ## run the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow"

@@ -3,7 +3,7 @@
 import sys
 
 from textdiff.config import complain, parse
-from textdiff.recipe import HELP, Recipe
+from textdiff.recipe import HELP, SHORT, Recipe
 from textdiff.tokenizer import specials
 from textdiff.trainer import Trainer
 
@@ -38,15 +38,9 @@ def main(recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
+    usage = HELP.replace("textdiff train", "python train.py")
     try:
-        main(
-            parse(
-                Recipe,
-                sys.argv[1:],
-                prog="python train.py",
-                description=HELP.replace("textdiff train", "python train.py"),
-            )
-        )
+        main(parse(Recipe, sys.argv[1:], prog="python train.py", description=usage, short=SHORT))
     except ValueError as error:
         sys.exit(complain(error, "train.py"))
     except KeyboardInterrupt as stop:

@@ -86,7 +86,11 @@ def test_what_cannot_be_filled(parts: list, message: str) -> None:
 def test_the_list_form_is_the_string_form(tools: dict) -> None:
     """Strings that follow each other are one text, and empty ones are nothing."""
     tools = tools["autoregressive"]
-    texts = ["We [GAP] on [GAP:2].", ["We ", Gap(), " on ", Gap(2), "."], ["", "W", "e", " ", Gap(), " on", " ", Gap(2), "."]]
+    texts = [
+        "We [GAP] on [GAP:2].",
+        ["We ", Gap(), " on ", Gap(2), "."],
+        ["", "W", "e", " ", Gap(), " on", " ", Gap(2), "."],
+    ]
     parts = [parse(text) if isinstance(text, str) else text for text in texts]
     results = infill(parts, **tools)
     assert results[0] == results[1] == results[2]
@@ -142,9 +146,9 @@ def test_fixed_text_comes_back_byte_for_byte(kind: str, tools: dict) -> None:
     draw = random.Random(1)
     for turn in range(10):
         texts = [random_parts(draw) for _ in range(12)]
-        rule = rule_of(draw.choice(["posterior", "fresh", "ranked", "partial:0.5"]))
-        decode = Decode(max_gap=6, temperature=draw.choice([0.0, 1.0]))
-        filled = infill(texts, steps=draw.choice([1, 3]), rule=rule, decode=decode, seed=turn, **tools[kind])
+        rule = rule_of(draw.choice(["posterior", "fresh", "partial:0.5"]))
+        decode = Decode(max_gap=3, temperature=draw.choice([0.0, 1.0]))
+        filled = infill(texts, steps=draw.choice([1, 2]), rule=rule, decode=decode, seed=turn, **tools[kind])
         for parts, results in zip(texts, filled, strict=True):
             assert_faithful(parts, results[0])
 
@@ -153,7 +157,7 @@ def test_special_token_literals_stay_text(tools: dict) -> None:
     """In fixed text they are characters; `[GAP]` itself is text behind a backslash."""
     text = "[MASK][PAD] [BOS] <|2|> \\[GAP] [FILL] [GAP] [END]</s>"
     for kind in KINDS:
-        result = infill([parse(text)], **tools[kind])[0][0]
+        result = infill([parse(text)], decode=Decode(max_gap=4), **tools[kind])[0][0]
         assert_faithful(["[MASK][PAD] [BOS] <|2|> [GAP] [FILL] ", Gap(), " [END]</s>"], result)
         tokenizer = tools[kind]["tokenizer"]
         assert not set(encode(tokenizer, text)) & set(specials(tokenizer).not_text)
@@ -169,7 +173,7 @@ def test_nothing_special_is_ever_written(tools: dict) -> None:
 def test_white_space_at_the_borders(tools: dict) -> None:
     """The user's space before a gap is there once: the content's own is not added to it. A space after a gap stays."""
     for kind in KINDS:
-        for result in infill([["We ", Gap(), " on"]], samples=20, **tools[kind])[0]:
+        for result in infill([["We ", Gap(), " on"]], samples=20, decode=Decode(max_gap=4), **tools[kind])[0]:
             content = result.gaps[0].text
             assert result.text == f"We {content} on" and result.gaps[0].start == 3
 
@@ -191,7 +195,9 @@ def test_a_counted_gap_has_exactly_as_many_tokens(kind: str, tools: dict) -> Non
     mine = tools[kind]
     for length in (1, 2, 5):
         start = start_state([["We ", Gap(length), " on ", Gap(), "."]], mine["tokenizer"], mine["specials"])
-        steps = list(sample(mine["denoiser"], mine["process"], start, steps=3, key=Key.of(0, 1)))
+        steps = list(
+            sample(mine["denoiser"], mine["process"], start, steps=2, key=Key.of(0, 1), decode=Decode(max_gap=3))
+        )
         x = steps[-1].x
         left = len(encode(mine["tokenizer"], "We")) + 1
         written = (~x.fixed & x.valid)[0].tolist()
@@ -206,9 +212,9 @@ def test_a_counted_gap_has_exactly_as_many_tokens(kind: str, tools: dict) -> Non
 def test_a_filling_does_not_depend_on_the_batch(kind: str, tools: dict) -> None:
     draw = random.Random(5)
     texts = [random_parts(draw) for _ in range(6)]
-    together = infill(texts, steps=2, samples=2, decode=Decode(max_gap=6), seed=3, **tools[kind])
+    together = infill(texts, steps=2, samples=2, decode=Decode(max_gap=3), seed=3, **tools[kind])
     for parts, results in zip(texts, together, strict=True):
-        alone = infill([parts], steps=2, samples=2, decode=Decode(max_gap=6), seed=3, **tools[kind])[0]
+        alone = infill([parts], steps=2, samples=2, decode=Decode(max_gap=3), seed=3, **tools[kind])[0]
         assert [result.text for result in alone] == [result.text for result in results]
         assert [result.score for result in alone] == pytest.approx([result.score for result in results], abs=1e-3)
 
@@ -216,11 +222,13 @@ def test_a_filling_does_not_depend_on_the_batch(kind: str, tools: dict) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_and_seeds_differ(kind: str, tools: dict) -> None:
     parts: list = ["We ", Gap(4), " on ", Gap(4), "."]
-    one = [result.text for result in infill([parts], samples=4, **tools[kind])[0]]
+    one = [result.text for result in infill([parts], samples=4, decode=Decode(max_gap=8), **tools[kind])[0]]
     assert len(set(one)) == 4
-    assert one == [result.text for result in infill([parts], samples=4, **tools[kind])[0]]
-    assert one[:2] == [result.text for result in infill([parts], samples=2, **tools[kind])[0]]
-    assert not set(one) & {result.text for result in infill([parts], samples=4, seed=1, **tools[kind])[0]}
+    assert one == [result.text for result in infill([parts], samples=4, decode=Decode(max_gap=8), **tools[kind])[0]]
+    assert one[:2] == [result.text for result in infill([parts], samples=2, decode=Decode(max_gap=8), **tools[kind])[0]]
+    assert not set(one) & {
+        result.text for result in infill([parts], samples=4, seed=1, decode=Decode(max_gap=8), **tools[kind])[0]
+    }
 
 
 def test_the_score_is_the_sum_of_the_gaps(tools: dict) -> None:

@@ -493,12 +493,12 @@ def words_of(rows: list[list[int]]) -> Tokens:
 
 
 def plain_nll(model, row: list[int]) -> float:
-    """-log p of the text as language modelling has it: [BOS] [GAP], then [FILL] w1 .. wn, asked for w1 .. wn [END]."""
-    fed, asked = torch.tensor([[NAMED.fill, *row]]), torch.tensor([*row, NAMED.end])
+    """-log p of the text as language modelling has it: after [BOS] [GAP] read [BOS] w1 .. wn, say w1 .. wn [END]."""
+    fed, asked = torch.tensor([[NAMED.bos, *row]]), torch.tensor([*row, NAMED.end])
     if model.config.is_encoder_decoder:
         logits = model(input_ids=torch.tensor([[1, NAMED.gap]]), decoder_input_ids=fed).logits[0]
     else:
-        place = torch.cat([torch.tensor([0, 1]), 1 + torch.arange(fed.shape[1])])[None]  # words begin where the gap is
+        place = torch.cat([torch.arange(2), torch.arange(fed.shape[1])])[None]  # of running text: BOS, too, once more
         ids = torch.cat([torch.tensor([[1, NAMED.gap]]), fed], 1)
         logits = model(input_ids=ids, position_ids=place).logits[0, 2:]
     logits[:, [i for i in NAMED.not_text if i != NAMED.end]] = -torch.inf

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,15 @@ def fresh_accelerator() -> Iterator[None]:
 
 def recipe(world: Path, out: Path, kind: str = "autoregressive", model: str = "", data: dict | None = None,
            **trainer: Any) -> Recipe:  # fmt: skip
-    settings = {"steps": 3, "batch": 8, "lr": 1e-2, "log_every": 1, "measure_every": 0, "show_every": 0, "save_every": 0}
+    settings = {
+        "steps": 3,
+        "batch": 8,
+        "lr": 1e-2,
+        "log_every": 1,
+        "measure_every": 0,
+        "show_every": 0,
+        "save_every": 0,
+    }
     return Recipe(
         data=DataConfig(dataset=str(world / "texts"), context=16, shortest=4, **data or {}),
         model=ModelConfig(path=str(world / (model or kind))),
@@ -367,7 +376,9 @@ def environment(world: Path, **more: str) -> dict[str, str]:
 
 def launched(world: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
     command = [sys.executable, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment(world, **more), capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(world, **more), capture_output=True, text=True, timeout=300
+    )
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
@@ -403,7 +414,9 @@ def test_accelerate_launch_cpu_is_refused(words: list[str], tmp_path: Path) -> N
     (tmp_path / "child.py").write_text(child)
     parent = "import subprocess, sys\nsubprocess.run([sys.executable, sys.argv[-1]])\n"
     (tmp_path / "accelerate").write_text(parent)
-    said = launched(tmp_path, str(tmp_path / "accelerate"), "launch", "--cpu", *words, str(tmp_path / "child.py")).stdout
+    said = launched(
+        tmp_path, str(tmp_path / "accelerate"), "launch", "--cpu", *words, str(tmp_path / "child.py")
+    ).stdout
     if Path("/proc/self/cmdline").exists():
         assert "started one process, not 2; use ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2" in said
     alone = launched(tmp_path, str(tmp_path / "accelerate"), "launch", "--cpu", str(tmp_path / "child.py")).stdout
@@ -429,7 +442,11 @@ def test_ctrl_c_of_a_process(world: Path, tmp_path: Path) -> None:
     """`train.py` in a process of its own: SIGINT once the first step is logged."""
     made = recipe(world, tmp_path / "run", steps=100_000)
     process = subprocess.Popen(
-        [sys.executable, "train.py", *words_of(made)], cwd=ROOT, env=environment(world), stderr=subprocess.PIPE, text=True
+        [sys.executable, "train.py", *words_of(made)],
+        cwd=ROOT,
+        env=environment(world),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     log = tmp_path / "run" / "log.jsonl"
     while process.poll() is None and not read_log(log):
@@ -509,8 +526,9 @@ def test_variants_train(options: dict, world: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="torch.compile needs a C++ compiler")
-def test_compile_trains_the_same(world: Path, tmp_path: Path) -> None:
+def test_compile_trains_the_same(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile's front alone: what is ours is which part is compiled. Its C++ back end takes minutes on a CPU."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     plain = trained(recipe(world, tmp_path / "plain"))
     assert distance(plain, trained(recipe(world, tmp_path / "run", compile=True))) < 1e-4
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from textdiff import rules, schedule
 from textdiff.denoiser import Autoregressive, Denoiser, Parallel
@@ -54,15 +54,25 @@ def chosen(name: str, known: dict[str, Any], what: str, more: str = "") -> Any:
 
 @dataclass
 class DiffusionConfig:
-    """What turns a stock model into a denoiser, and how it is decoded by default.
+    """What turns a stock model into a denoiser, and how it is decoded by default: `diffusion_config.json`.
 
-    denoiser: parallel, autoregressive or seq2seq. process: deletion or masking. schedule: linear or cosine.
-    width, bidirectional: see `Autoregressive`. num_steps, rule, temperature, top_k, top_p, max_gap: decode defaults.
+    Attributes:
+        denoiser: How the model guesses: all words at once, or one after the other.
+        process: How texts are corrupted.
+        schedule: How fast.
+        width: Positions that a gap takes up before an autoregressive denoiser.
+        bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
+        num_steps: Turns of the reverse process.
+        rule: Which noise goes back in: fresh, posterior, ranked, or partial:RHO.
+        temperature: 0 takes the most probable token.
+        top_k: Tokens to choose from; 0 for all.
+        top_p: Share of the probability to choose from.
+        max_gap: The longest content of a gap, in tokens.
     """
 
-    denoiser: str = "parallel"
-    process: str = "deletion"
-    schedule: str = "linear"
+    denoiser: Literal["parallel", "autoregressive", "seq2seq"] = "parallel"
+    process: Literal["deletion", "masking"] = "deletion"
+    schedule: Literal["linear", "cosine"] = "linear"
     width: int = 16
     bidirectional: bool = False
     num_steps: int = 1
@@ -121,7 +131,10 @@ class DiffusionConfig:
         unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
         if unknown:
             raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; remove them")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def write(self, path: Path) -> None:
         """As a file."""
@@ -177,17 +190,18 @@ def load(path: str | Path) -> Checkpoint:
     """Open a checkpoint, a folder or a hub name. ValueError with the remedy where it is none, or is damaged."""
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     config = DiffusionConfig.read(config_file(path))
     loader = getattr(transformers, AUTO_CLASSES[config.denoiser])
     try:
         # textdiff computes in the precision of the machine, not in that of the file
-        model = loader.from_pretrained(path, dtype=torch.float32)
+        model, notes = loader.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
         tokenizer = load_tokenizer(path)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+    except Exception as error:  # transformers and tokenizers raise all sorts over a damaged file
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} is cut short or damaged ({reason}); copy it again, or train again") from error
+    if notes["missing_keys"]:
+        raise ValueError(f"{path} lacks weights, such as {min(notes['missing_keys'])}; copy it again, or train again")
     return Checkpoint(model.eval(), tokenizer, config)
 
 

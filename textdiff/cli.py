@@ -111,9 +111,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def train(args: list[str], prog: str) -> int:
     """textdiff train."""
-    from textdiff.recipe import HELP, Recipe
+    from textdiff.recipe import HELP, SHORT, Recipe
 
-    recipe = parse(Recipe, args, prog=prog, description=HELP)
+    recipe = parse(Recipe, args, prog=prog, description=HELP, short=SHORT)
     _quiet()
     figures = recipe.build().run()
     shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

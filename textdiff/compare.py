@@ -22,9 +22,16 @@ def compare(
     gaps: int = 200, context: int = 64, count: int = 500, seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """A row per model, after the baselines. n-grams speak the first model's tokens; bits per byte compare across models."""
+    for name, value in {"gaps": gaps, "windows": count}.items():
+        if value < 1:
+            raise ValueError(f"{name} {value} is not positive; give a number above 0")
     texts = list(load_texts(dataset, split, text_column=text_column)["text"])
     one = gap_cases(texts, gaps, words=(1, 1), seed=seed)
     some = gap_cases(texts, gaps, words=(1, 5), seed=seed)
+    if not one or not some:
+        raise ValueError(
+            f"{dataset}, split {split}, has no sentence long enough to take words out of; give other texts"
+        )
     checkpoints = [load(path) for path in models]
     rows: list[Row] = []
     if train_split is not None:

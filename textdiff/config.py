@@ -5,18 +5,26 @@ wrong value in a file is refused like a wrong option.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], args: Sequence[str], *, prog: str, description: str) -> T:
-    """An instance of the dataclass from `--config FILE.yaml` and dotted options. Exits with code 2 on bad input."""
+def parse(
+    kind: type[T], args: Sequence[str], *, prog: str, description: str, short: Mapping[str, str] | None = None
+) -> T:
+    """An instance of the dataclass from `--config FILE.yaml` and dotted options. Exits with code 2 on bad input.
+
+    short: other names of options, such as --out for --trainer.out.
+    """
     import tyro
 
     words, rest = _take_config(list(args))
+    for number, word in enumerate(rest):
+        name, equals, value = word.partition("=")
+        rest[number] = (short or {}).get(name, name) + equals + value
     return tyro.cli(kind, args=words + rest, prog=prog, description=description)
 
 

@@ -33,14 +33,16 @@ FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".p
 class DataConfig:
     """Which texts to learn from, and how they are cut.
 
-    dataset: a hub name, a folder, or files (.txt .json .jsonl .csv .parquet, globs allowed).
-    config: the configuration of a hub data set that has several.
-    split, validation_split: the parts to learn from and to measure on.
-    text_column: the column that holds the texts.
-    streaming: read while training instead of preparing the whole data set first.
-    context: the longest window in tokens, BOS included.
-    shortest: the shortest window that is aimed for; only the end of a text may be shorter.
-    packed: put several windows in one row, so that less of a batch is padding.
+    Attributes:
+        dataset: A hub name, a folder, or files (.txt .json .jsonl .csv .parquet; globs allowed).
+        config: The configuration of a hub data set that has several.
+        split: The part to learn from.
+        validation_split: The part to measure on.
+        text_column: The column that holds the texts.
+        streaming: Read while training instead of preparing the whole data set first.
+        context: The longest window in tokens, BOS included.
+        shortest: The shortest window that is aimed for; only the end of a text may be shorter.
+        packed: Put several windows in one row, so that less of a batch is padding. They never see one another.
     """
 
     dataset: str = "data/sotu"

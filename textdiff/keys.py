@@ -56,7 +56,7 @@ class Key:
         """(B, count) float64 in the open interval (0, 1); column i is the same whatever `count` is."""
         counter = torch.arange(1, count + 1, device=self.state.device) * _GOLDEN
         bits = _mix(_mix(self.state[:, None] + counter))
-        return (_shift(bits, 11).double() + 0.5) * 2.0**-53
+        return (_shift(bits, 12).double() + 0.5) * 2.0**-52  # with one bit more, the largest would round up to 1
 
     def normal(self, count: int) -> Tensor:
         """(B, count) float64 standard normal, by inverting the distribution function."""

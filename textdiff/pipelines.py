@@ -72,7 +72,7 @@ class TextInfillingPipeline(Pipeline):
         }
         samples = options.get("num_return_sequences", 1)
         if samples < 1:
-            raise ValueError(f"num_return_sequences {samples} is not positive")
+            raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
         filled = infill(
             texts,
             steps=options.get("num_steps", config.num_steps),

@@ -31,16 +31,34 @@ HELP = """Train a diffusion model of text on any Hugging Face data set.
 
 Examples:
   textdiff train --config data/demo.yaml
-  textdiff train --config data/demo.yaml --trainer.out runs/mine --trainer.minutes 20
-  textdiff train --data.dataset texts.jsonl --data.text-column body --diffusion.denoiser autoregressive
-  textdiff train --config data/demo.yaml --trainer.resume"""
+  textdiff train --config data/demo.yaml --out runs/mine --minutes 20 --trainer.lr 0.001
+  textdiff train --dataset texts.jsonl --text-column body --diffusion.denoiser autoregressive --out runs/mine
+  textdiff train --config data/demo.yaml --resume
+
+Short for the most used: --dataset, --text-column, --streaming, --out, --steps, --minutes, --resume, --overwrite."""
+
+SHORT = {
+    "--dataset": "--data.dataset",
+    "--text-column": "--data.text-column",
+    "--streaming": "--data.streaming",
+    "--out": "--trainer.out",
+    "--steps": "--trainer.steps",
+    "--minutes": "--trainer.minutes",
+    "--resume": "--trainer.resume",
+    "--overwrite": "--trainer.overwrite",
+}
 
 READS = 2048  # positions that a model from scratch has: windows are shorter, texts to fill may be longer
 
 
 @dataclass
 class TokenizerConfig:
-    """path: any AutoTokenizer, a folder or hub name; else a byte-level BPE of `vocab` entries is trained on the texts."""
+    """Any tokenizer, or one trained on the texts.
+
+    Attributes:
+        path: An AutoTokenizer, a folder or hub name. Left out, a byte-level BPE is trained.
+        vocab: Entries of the trained one, special tokens included.
+    """
 
     path: str | None = None
     vocab: int = 4000
@@ -48,13 +66,16 @@ class TokenizerConfig:
 
 @dataclass
 class ModelConfig:
-    """preset: tiny, small or base, from scratch. path: a pretrained model instead, with its tokenizer.
+    """Any model, or one from scratch.
 
-    start: how a model from scratch begins: from the bigrams of the texts (see `spectral`), or random.
-    context: for autoregressive models, how much they also learn the visible text (see `Autoregressive`).
+    Attributes:
+        preset: The size of a model from scratch: tiny (3 M weights with 4,000 tokens), small (30 M) or base (91 M).
+        path: A pretrained model instead, a folder or hub name, with its tokenizer.
+        start: How a model from scratch begins: from the bigrams of the texts (see `spectral`), or random.
+        context: How much an autoregressive model also learns the visible text (see `Autoregressive`).
     """
 
-    preset: str = "tiny"
+    preset: Literal["tiny", "small", "base"] = "tiny"
     path: str | None = None
     start: Literal["bigrams", "random"] = "bigrams"
     context: float = 1.0
@@ -64,8 +85,9 @@ class ModelConfig:
 class NoiseConfig:
     """What is hidden while training.
 
-    spans: mean lengths of hidden spans, one drawn per example: 1 hides single tokens, long ones whole passages.
-    counted: share of the examples whose gaps have known lengths.
+    Attributes:
+        spans: Mean lengths of hidden spans, one drawn per example: 1 hides single tokens, 64 whole passages.
+        counted: Share of the examples whose gaps have known lengths.
     """
 
     spans: tuple[float, ...] = (1, 2, 4, 8, 16, 64)
@@ -74,7 +96,11 @@ class NoiseConfig:
 
 @dataclass
 class Recipe:
-    """A whole training run. `diffusion` is what the checkpoint's diffusion_config.json will say."""
+    """A whole training run.
+
+    Attributes:
+        examples: Texts to fill now and then while training.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -88,7 +114,6 @@ class Recipe:
         "We must [GAP] the economy.",
         "[GAP]",
     )
-    """Texts to fill now and then while training."""
 
     def build(self) -> Trainer:
         """Everything built and ready to run."""
@@ -111,7 +136,11 @@ class Recipe:
         lengths = self.data.context if self.diffusion.denoiser == "parallel" else 0
         path = self.tokenizer.path or self.model.path
         if path is not None:
-            return prepare_tokenizer(load_tokenizer(path), lengths)
+            try:
+                return prepare_tokenizer(load_tokenizer(path), lengths)
+            except (OSError, ValueError) as error:
+                reason = str(error).strip().split("\n")[0]
+                raise ValueError(f"{path} has no tokenizer to load ({reason}); name one by --tokenizer.path") from error
         sample = texts.take(10_000) if self.data.streaming else texts
         return train_tokenizer((row["text"] for row in sample), self.tokenizer.vocab, lengths)
 

@@ -41,13 +41,13 @@ class Linear(Schedule):
 
 
 class Cosine(Schedule):
-    """alpha = 1 - cos(pi/2 (1 - t)): few tokens are revealed early, when little is known (MaskGIT, arXiv:2202.04200)."""
+    """alpha = 1 - cos(pi/2 (1 - t)) = 1 - sin(pi/2 t): few tokens are revealed early, when little is known (MaskGIT, arXiv:2202.04200)."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - (math.pi / 2 * (1 - t)).cos()
+        return 1 - (math.pi / 2 * t).sin()
 
     def slope(self, t: Tensor) -> Tensor:
-        return -math.pi / 2 * (math.pi / 2 * (1 - t)).sin()
+        return -math.pi / 2 * (math.pi / 2 * t).cos()
 
 
 class Power(Schedule):

@@ -37,15 +37,31 @@ class Interrupted(KeyboardInterrupt):
 class TrainerConfig:
     """How long, how fast, where to.
 
-    out: the folder of the run; it becomes the checkpoint.
-    steps, minutes: training ends at whichever comes first; the learning rate follows the one that is further on.
-    batch: examples per step, over all processes. accumulate: micro-batches per step on each process.
-    optimizer: adamw, or muon (torch.optim.Muon for matrices, adamw for the rest).
-    lr, muon_lr, warmup, floor: peak step sizes; share of the run to warm up in; the last learning rate as a share of lr.
-    clip: largest norm of the gradient. ema: decay of the averaged weights that are measured and saved; 0 for none.
-    precision: bf16 is for GPUs (and slower on most CPUs). compile: torch.compile the body.
-    log_every, measure_every, show_every, save_every: in steps; 0 for only at the end. keep: training states kept.
-    resume: go on from the newest state of `out`. overwrite: begin anew although `out` holds a run.
+    Attributes:
+        out: The folder of the run; it becomes the checkpoint.
+        steps: Training ends after as many steps, or after `minutes`. The learning rate follows the one further on.
+        minutes: Training ends after as many minutes, or after `steps`.
+        batch: Examples per step, over all processes.
+        accumulate: Micro-batches per step on each process.
+        optimizer: adamw, or muon for the matrices of the body (slow on CPUs: torch's computes in bfloat16).
+        lr: Peak learning rate of adamw.
+        muon_lr: Peak learning rate of muon.
+        weight_decay: Of the body's matrices.
+        beta2: Of adamw.
+        warmup: Share of the run to warm up in.
+        floor: The last learning rate, as a share of the peak.
+        clip: Largest norm of the gradient.
+        ema: Decay of the averaged weights that are measured and saved; 0 for none.
+        seed: Of everything random.
+        precision: bf16 is for GPUs, and slower on most CPUs.
+        compile: torch.compile the body.
+        log_every: Steps between lines of log.jsonl.
+        measure_every: Steps between measurements on the validation split; 0 for only at the end.
+        show_every: Steps between filled samples; 0 for only at the end.
+        save_every: Steps between training states; 0 for only at the end.
+        keep: Training states kept.
+        resume: Go on from the newest state of `out`.
+        overwrite: Begin anew although `out` holds a run.
     """
 
     out: str = "runs/model"
@@ -239,7 +255,7 @@ class Trainer:
             path = self._save()
             self.report.close()
             raise Interrupted(
-                f"stopped at step {self.step}; saved {path}. The same command with --trainer.resume goes on"
+                f"stopped at step {self.step}; saved {path}. The same command with --resume goes on"
             )
         if config.measure_every and self.step % config.measure_every == 0 and not end:
             self._measure()
@@ -293,7 +309,7 @@ class Trainer:
         states = self.out / "states"
         if not self.config.overwrite and ((self.out / "config.json").exists() or newest_state(states)[0] is not None):
             raise ValueError(
-                f"{self.out} already holds a run: --trainer.resume goes on with it, --trainer.overwrite begins anew"
+                f"{self.out} already holds a run: --resume goes on with it, --overwrite begins anew"
             )
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
@@ -304,7 +320,7 @@ class Trainer:
         for path in damaged:
             self.accelerator.print(f"{path} is damaged and was passed over")
         if state is None:
-            raise ValueError(f"{self.out} has no training state to resume; leave --trainer.resume out to begin")
+            raise ValueError(f"{self.out} has no training state to resume; leave --resume out to begin")
         tensors, facts = read_state(state)
         if facts["seed"] != self.config.seed:
             raise ValueError(

@@ -15,9 +15,10 @@ from textdiff.process.base import Process
 class Objective:
     """Which times are drawn, and how they count.
 
-    weighted: weigh -log q by the process's bound. Unbiased for the likelihood, but noisy: the default trains faster.
-    blank: share of the examples shown at t = 1, as a blank page. The likelihood of an autoregressive model in one step.
-    power: t = u ** power with u uniform; above 1 draws more of the light corruption that infilling shows.
+    Attributes:
+        weighted: Weigh -log q by the process's bound. Unbiased for the likelihood, but noisy: the default trains faster.
+        blank: Share of the examples shown at t = 1, as a blank page: an autoregressive model's likelihood in one step.
+        power: t = u ** power with u uniform; above 1 draws more of the light corruption that infilling shows.
     """
 
     weighted: bool = False

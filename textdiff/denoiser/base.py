@@ -62,7 +62,12 @@ class _OraclePosterior(Posterior):
 
     def sample(self, decode: Decode, key: Key) -> Draw:
         u = key.uniform(1)[:, 0]
-        states, which = torch.unique(self.xt.ids, dim=0, return_inverse=True)
+        # column by column: torch.unique over whole rows sorts far slower
+        which = torch.zeros(len(u), dtype=torch.long)
+        for column in self.xt.ids.T:
+            which = torch.unique(which * (int(self.xt.ids.max()) + 1) + column, return_inverse=True)[1]
+        first = torch.zeros(int(which.max()) + 1, dtype=torch.long).scatter(0, which, torch.arange(len(u)))
+        states = self.xt.ids[first]
         chosen = torch.zeros(len(u), dtype=torch.long)
         ways: list[tuple[int, tuple[int, ...], float]] = []
         for number, state in enumerate(states.tolist()):

@@ -63,7 +63,7 @@ class Masking(Process):
         t = torch.full((len(x0),), 0.5, dtype=torch.float64, device=order.device)
         beta = self.schedule.beta(t)[:, None]
         noise = torch.where(rank < count[:, None], beta / 2, (1 + beta) / 2).masked_fill(x0.fixed, 1.0)
-        return noise, t, size / count
+        return noise, t, size.double() / count
 
     def size(self, x0: Tokens) -> Tensor:
         return x0.sizes

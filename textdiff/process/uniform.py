@@ -32,6 +32,8 @@ class Uniform:
 
     def draw(self, x0: Tokens, key: Key) -> Tensor:
         """u (B, L) float64; 1, out of reach of every beta, on the user's tokens."""
+        if self.independent:
+            return key.fold(2).uniform(x0.ids.shape[1]).masked_fill(x0.fixed, 1.0)
         choice = (key.fold(0).uniform(1) * len(self.spans)).long()
         rate = self._rates(x0).gather(1, choice)
         starts = ~_inner(x0) | (key.fold(1).uniform(x0.ids.shape[1]) < rate)
@@ -39,6 +41,9 @@ class Uniform:
 
     def infer(self, x0: Tokens, low: Tensor, high: Tensor, key: Key) -> Tensor:
         """u (B, L) given that u_i lies in [low_i, high_i) on every token that is not the user's."""
+        if self.independent:
+            share = key.fold(2).uniform(x0.ids.shape[1])
+            return (low + share * (high - low)).masked_fill(x0.fixed, 1.0)
         inner, width = _inner(x0), (high - low).clamp_min(1e-300)
         same = inner & (low == _before(low)) & (high == _before(high))
         rates = self._rates(x0)[:, None, :]  # (B, 1, spans)
@@ -60,7 +65,7 @@ class Uniform:
 
     def rank(self, u: Tensor, hidden: Tensor, confidence: Tensor) -> Tensor:
         """The hidden tokens' noises, the largest (revealed first) to the most confident."""
-        order = confidence.double().masked_fill(~hidden, -torch.inf).argsort(1, descending=True, stable=True)
+        order = confidence.double().masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True)
         largest = u.masked_fill(~hidden, -1.0).sort(1, descending=True).values
         return torch.where(hidden, torch.zeros_like(u).scatter(1, order, largest), u)
 

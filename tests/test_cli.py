@@ -1,0 +1,237 @@
+"""The command line: what it prints, and that bad input is one complaint with the value in it and exit code 2."""
+
+import io
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from textdiff.checkpoint import CONFIG_NAME, Checkpoint, DiffusionConfig
+from textdiff.cli import main
+from textdiff.models import SIZES, new_model
+from textdiff.tokenizer import specials, train_tokenizer
+
+WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a data set, tiny models of two kinds, and broken copies of things."""
+    folder, draw = tmp_path_factory.mktemp("world"), random.Random(0)
+    (folder / "texts").mkdir()
+    for split in ("train", "validation", "test"):
+        texts = [" ".join(" ".join(draw.choices(WORDS, k=14)).capitalize() + "." for _ in range(4)) for _ in range(6)]
+        lines = "".join(json.dumps({"text": text, "body": text}) + "\n" for text in texts)
+        (folder / "texts" / f"{split}.jsonl").write_text(lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+        for kind in ("parallel", "autoregressive"):
+            tokenizer = train_tokenizer(texts, 320, lengths=16 if kind == "parallel" else 0)
+            torch.manual_seed(0)
+            model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64)
+            checkpoint = Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind, max_gap=4))
+            checkpoint.save(folder / kind)
+        checkpoint.save(folder / "plain")
+        (folder / "plain" / CONFIG_NAME).unlink()
+        checkpoint.save(folder / "short")
+        weights = folder / "short" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        yield folder
+
+
+@pytest.fixture
+def run(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> object:
+    """`run(*words)`: the exit code and what was said, in the folder with the models."""
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("COLUMNS", "300")  # tyro wraps its boxes
+
+    def call(*words: str) -> tuple[int, str, str]:
+        code = main(words)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+INFILL = ("infill", "parallel")
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ((), ["textdiff COMMAND --help"]),
+        (("fill",), ["unknown command 'fill'", "train, infill, generate, evaluate"]),
+        ((*INFILL, ""), ["the text is empty", "give a text with a [GAP]"]),
+        ((*INFILL, "no gap"), ["no gap in 'no gap'", "mark the missing text with [GAP]"]),
+        ((*INFILL, "[GAP][GAP:2]"), ["two gaps touch", "put text between them"]),
+        ((*INFILL, "[GAP:x]"), ["'[GAP:x]' is no gap", "[GAP:3]"]),
+        ((*INFILL, "[GAP:0]"), ["a gap of length 0", "give 1 or more"]),
+        ((*INFILL, "x y " * 100 + "[GAP]"), ["the model reads 64", "shorten the text"]),
+        ((*INFILL, "a [GAP]", "--num-steps", "0"), ["steps 0 is not positive", "1 draws everything"]),
+        ((*INFILL, "a [GAP]", "--num-steps", "-3"), ["steps -3 is not positive"]),
+        ((*INFILL, "a [GAP]", "--num-steps", "many"), ["many"]),
+        ((*INFILL, "a [GAP]", "--rule", "best"), ["unknown rule 'best'", "fresh, posterior, ranked, partial:RHO"]),
+        ((*INFILL, "a [GAP]", "--rule", "partial:7"), ["rule 'partial:7'", "such as partial:0.3"]),
+        ((*INFILL, "a [GAP]", "--temperature", "-1"), ["temperature -1.0", "from 0 on"]),
+        ((*INFILL, "a [GAP]", "--colour", "red"), ["--colour"]),
+        (("infill", "plain", "a [GAP]"), [f"plain has no {CONFIG_NAME}", "textdiff train"]),
+        (("infill", "short", "a [GAP]"), ["short is cut short or damaged", "copy it again"]),
+        (("infill", "missing", "a [GAP]"), ["missing is not a folder", "such as runs/demo"]),
+        (("infill",), ["A trained model: a folder", "required"]),
+        (("generate", "plain"), [f"plain has no {CONFIG_NAME}"]),
+        (("generate", "parallel", "--num-return-sequences", "0"), ["num_return_sequences 0 is not positive"]),
+        (("evaluate",), ["name at least one model"]),
+        (("evaluate", "parallel", "--dataset", "texts", "--text-column", "words"), ["no column 'words'", "text, body"]),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--split", "dev"),
+            ["no split 'dev'", "train, validation, test"],
+        ),
+        (("evaluate", "parallel", "--dataset", "missing.jsonl"), ["no file missing.jsonl"]),
+        (("evaluate", "short", "--dataset", "texts"), ["short is cut short or damaged"]),
+        (("evaluate", "parallel", "--dataset", "texts", "--gaps", "0"), ["gaps 0 is not positive"]),
+        (("evaluate", "parallel", "--dataset", "texts", "--windows", "0"), ["windows 0 is not positive"]),
+        (("train", "--trainer.steps", "0"), ["trainer.steps 0 is not positive", "give a number above 0"]),
+        (("train", "--trainer.steps", "-5"), ["trainer.steps -5 is not positive"]),
+        (("train", "--trainer.lr", "fast"), ["trainer.lr", "fast"]),
+        (("train", "--trainer.optimizer", "sgd"), ["sgd", "adamw"]),
+        (("train", "--diffusion.denoiser", "magic"), ["magic", "parallel", "autoregressive", "seq2seq"]),
+        (("train", "--diffusion.rule", "best"), ["unknown rule 'best'"]),
+        (("train", "--data.dataset", "texts", "--data.text-column", "words"), ["no column 'words'", "text_column"]),
+        (("train", "--data.dataset", "nowhere/"), ["nowhere"]),
+        (("train", "--data.dataset", "texts", "--data.context", "1"), ["context=1"]),
+        (("train", "--data.dataset", "texts", "--model.preset", "huge"), ["huge", "tiny", "small", "base"]),
+        (("train", "--data.dataset", "texts", "--model.path", "texts"), ["texts has no tokenizer", "--tokenizer.path"]),
+        (("train", "--data.dataset", "texts", "--tokenizer.vocab", "9"), ["vocab_size=9 is too small"]),
+        (("train", "--config", "missing.yaml"), ["missing.yaml is not a file", "--config takes a YAML file"]),
+        (("train", "--config"), ["--config needs a file"]),
+    ],
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else "",
+)
+def test_bad_input(words: tuple[str, ...], named: list[str], run: object, world: Path) -> None:
+    """Exit code 2; the value that is wrong and what to do are named; no traceback, nothing is written."""
+    code, out, err = run(*words)
+    said = " ".join((out + err).split())
+    assert code == 2, said
+    assert all(part in said for part in named), said
+    assert "Traceback" not in said and not (world / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("trainer: {lr: fast}", ["trainer.lr", "fast"]),
+        ("trainer: {steps: 2.5}", ["trainer.steps", "2.5"]),
+        ("trainer: {colour: red}", ["--trainer.colour"]),
+        ("data: {streaming: perhaps}", ["perhaps"]),
+        ("diffusion: {num_steps: 0}", ["num_steps 0 is not positive"]),
+        ("- 1\n- 2", ["file.yaml must hold sections"]),
+        ("trainer: {lr: [", ["file.yaml is no YAML"]),
+        ("", ["file.yaml must hold sections"]),
+    ],
+)
+def test_bad_yaml(content: str, named: list[str], run: object, world: Path, tmp_path: Path) -> None:
+    """Values in a file are checked like options."""
+    (tmp_path / "file.yaml").write_text(content)
+    code, out, err = run("train", "--config", str(tmp_path / "file.yaml"))
+    said = " ".join((out + err).split())
+    assert code == 2 and all(part in said for part in named), said
+    assert "Traceback" not in said and not (world / "runs").exists()
+
+
+def test_a_blank_page_is_legitimate(run: object) -> None:
+    code, out, _ = run(*INFILL, "[GAP]")
+    assert code == 0 and out.endswith("\n")
+
+
+def test_infill_prints_json_lines(run: object) -> None:
+    """One line per text, of the pipeline's dictionaries; the same seed gives the same line."""
+    words = (*INFILL, "We [GAP:2] on.", "[GAP] \u00fc\u4e2d", "--json", "--num-return-sequences", "2", "--seed", "4")
+    code, out, _ = run(*words)
+    lines = [json.loads(line) for line in out.split("\n")[:-1]]
+    assert code == 0 and [len(line) for line in lines] == [2, 2]
+    assert all(sequence["generated_text"].endswith("\u00fc\u4e2d") for sequence in lines[1])
+    assert run(*words)[1] == out
+
+
+def test_infill_reads_lines(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("We [GAP:1] on.\nA [GAP:1] town.\n"))
+    code, out, _ = run(*INFILL, "--json")
+    assert code == 0 and len(out.splitlines()) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, _, err = run(*INFILL)
+    assert code == 2 and "no text to fill; give one" in err
+
+
+def test_infill_prints_texts(run: object) -> None:
+    code, out, _ = run("infill", "autoregressive", "We [GAP:2] on.", "--temperature", "0")
+    assert code == 0 and out.startswith("We ") and " on." in out
+
+
+def test_brackets_of_the_user_are_no_markup(run: object) -> None:
+    code, out, _ = run(*INFILL, "[bold]x[/bold] [/] [GAP:1]")
+    assert code == 0 and out.startswith("[bold]x[/bold] [/] ")
+
+
+@pytest.mark.parametrize("model", ["parallel", "autoregressive"])
+def test_generate(model: str, run: object) -> None:
+    code, out, _ = run("generate", model, "--json", "--num-return-sequences", "2")
+    assert code == 0 and len(json.loads(out)) == 2
+    code, out, _ = run("generate", model, "--prompt", "My fellow Americans,", "--json")
+    assert code == 0 and json.loads(out)[0]["generated_text"].startswith("My fellow Americans,")
+
+
+def test_evaluate(run: object) -> None:
+    """Baselines first, then a row per model; as JSON the same rows."""
+    words = (
+        "evaluate",
+        "parallel",
+        "autoregressive",
+        "--dataset",
+        "texts",
+        "--gaps",
+        "4",
+        "--windows",
+        "6",
+        "--context",
+        "24",
+    )
+    code, out, _ = run(*words)
+    lines = out.splitlines()
+    assert code == 0 and all(line.startswith("|") and line.endswith("|") for line in lines)
+    assert len({line.count("|") for line in lines}) == 1 and len(lines) == 2 + 3 + 2
+    assert [line.split("|")[1].strip() for line in lines[-2:]] == ["parallel", "autoregressive"]
+    code, out, _ = run(*words, "--json", "--train-split", "None")
+    assert code == 0 and [row["model"] for row in json.loads(out)] == ["parallel", "autoregressive"]
+
+
+@pytest.mark.parametrize("command", ["train", "infill", "generate", "evaluate"])
+def test_help(command: str, run: object) -> None:
+    code, out, err = run(command, "--help")
+    assert code == 0 and f"  textdiff {command} " in out and "Examples:" in out
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_lists_the_commands(word: str, run: object) -> None:
+    code, out, _ = run(word)
+    assert code == 0 and all(f"textdiff {name}" in out for name in ("train", "infill", "generate", "evaluate"))
+
+
+def test_yaml_and_options_train(run: object, world: Path, tmp_path: Path) -> None:
+    """A file of sections, overridden by options; the checkpoint it makes can be used. A second run is refused."""
+    (tmp_path / "file.yaml").write_text(
+        "data: {dataset: texts, context: 16, packed: true}\n"
+        "model: {path: autoregressive}\ndiffusion: {denoiser: autoregressive, max_gap: 4}\n"
+        "trainer: {steps: 9, batch: 4, measure_every: 0, show-every: 0}\nexamples: ['We [GAP] on.']\n"
+    )
+    out = str(tmp_path / "run")
+    words = ("train", "--config", str(tmp_path / "file.yaml"), "--trainer.steps", "2", "--trainer.out", out)
+    code, said, err = run(*words)
+    assert code == 0 and f"saved {out}" in said, err
+    assert run("infill", out, "We [GAP] on.")[0] == 0
+    code, _, err = run(*words)
+    assert code == 2 and "already holds a run" in err and "--trainer.overwrite" in err

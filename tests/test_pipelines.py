@@ -1,0 +1,160 @@
+"""`pipeline("text-infilling")`: transformers' interface to infilling, whichever package is imported first."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import pipeline
+
+import textdiff  # noqa: F401  (makes the task known)
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, load
+from textdiff.gaps import Gap, infill, parse
+from textdiff.models import SIZES, new_model
+from textdiff.tokenizer import specials, train_tokenizer
+
+KINDS = ("parallel", "autoregressive", "seq2seq")
+WORDS = ["We the people.", "A more perfect union, of the people.", "It is 1787; we go on and on."]
+TEXT = "We [GAP:4] on [GAP]."
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
+        for kind in KINDS:
+            tokenizer = train_tokenizer(WORDS, 300, lengths=8 if kind == "parallel" else 0)
+            torch.manual_seed(0)
+            model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64)
+            Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind, max_gap=4)).save(folder / kind)
+    return {kind: folder / kind for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def fills(folders: dict[str, Path]) -> dict[str, Any]:
+    """The pipelines, opened by their task's name."""
+    return {kind: pipeline("text-infilling", model=str(folder)) for kind, folder in folders.items()}
+
+
+def texts(output: list[dict]) -> list[str]:
+    return [sequence["generated_text"] for sequence in output]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_output(kind: str, fills: dict) -> None:
+    """A list of sequences; offsets count characters of the text, scores are log-probabilities."""
+    output = fills[kind](TEXT)
+    assert isinstance(output, list) and len(output) == 1
+    (sequence,) = output
+    assert sequence.keys() == {"generated_text", "score", "gaps"} and len(sequence["gaps"]) == 2
+    assert sequence["score"] == pytest.approx(sum(gap["score"] for gap in sequence["gaps"]))
+    for gap in sequence["gaps"]:
+        assert gap.keys() == {"text", "start", "end", "score"}
+        assert sequence["generated_text"][gap["start"] : gap["end"]] == gap["text"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_infill_of_the_loaded_checkpoint(kind: str, fills: dict, folders: dict) -> None:
+    """The same tokenizer, model and decode defaults as `textdiff.load` gives."""
+    checkpoint = load(folders[kind])
+    expected = infill([parse(TEXT)], seed=5, samples=3, decode=checkpoint.config.decode(), **checkpoint.tools())[0]
+    output = fills[kind](TEXT, seed=5, num_return_sequences=3)
+    assert texts(output) == [result.text for result in expected]
+    assert [sequence["score"] for sequence in output] == pytest.approx([result.score for result in expected])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_and_seeds(kind: str, fills: dict) -> None:
+    three = texts(fills[kind](TEXT, num_return_sequences=3))
+    assert len(set(three)) == 3 and three == texts(fills[kind](TEXT, num_return_sequences=3))
+    assert three[0] == texts(fills[kind](TEXT))[0] != texts(fills[kind](TEXT, seed=1))[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_and_batches(kind: str, fills: dict) -> None:
+    """One result per text, the same whatever the batch size; a list of one text is a list."""
+    several = [TEXT, "[GAP]", "[GAP:2] and [GAP:2] and [GAP:2]", "\\[GAP] [MASK] [GAP]"]
+    alone = [fills[kind](text) for text in several]
+    for size in (1, 2, 4, 64):
+        together = fills[kind](several, batch_size=size)
+        assert list(map(texts, together)) == list(map(texts, alone))
+    assert list(map(texts, fills[kind]([TEXT]))) == [texts(alone[0])]
+    assert alone[3][0]["generated_text"].startswith("[GAP] [MASK] ")
+
+
+def test_lists_of_parts(fills: dict) -> None:
+    """Parts with a Gap are one text, lists of them several."""
+    fill, parts = fills["parallel"], ["We ", Gap(4), " on ", Gap(), "."]
+    assert texts(fill(parts)) == texts(fill(TEXT))
+    assert list(map(texts, fill([parts, TEXT]))) == [texts(fill(TEXT))] * 2
+
+
+def test_decoding_options(fills: dict) -> None:
+    """temperature 0 has no chance in it; top_k=1 and a tiny top_p are the same greedy choice; steps and rules run."""
+    fill = fills["parallel"]
+    greedy = texts(fill(TEXT, temperature=0.0))
+    for options in ({"temperature": 0.0, "seed": 9}, {"top_k": 1}, {"top_p": 1e-9}, {"temperature": 0}):
+        assert texts(fill(TEXT, **options)) == greedy
+    assert texts(fill(TEXT, top_p=0.9)) != greedy
+    for rule in ("fresh", "posterior", "partial:0.5"):
+        assert fill(TEXT, num_steps=3, rule=rule)[0]["generated_text"].startswith("We ")
+
+
+def test_the_rule_ranked(fills: dict) -> None:
+    for kind in KINDS:
+        assert fills[kind](TEXT, num_steps=2, rule="ranked")[0]["generated_text"].startswith("We ")
+
+
+def test_options_at_construction(folders: dict, fills: dict) -> None:
+    """They are defaults that a call overrides."""
+    fill = pipeline("text-infilling", model=str(folders["parallel"]), num_return_sequences=2, temperature=0.0)
+    assert len(fill(TEXT)) == 2 and texts(fill(TEXT))[:1] == texts(fills["parallel"](TEXT, temperature=0.0))
+    assert len(fill(TEXT, num_return_sequences=1)) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (TEXT, {"colour": 1}, "unknown option colour; there are max_gap, num_return_sequences, num_steps, rule"),
+        (TEXT, {"num_steps": 0}, "steps 0 is not positive; 1 draws everything at once"),
+        (TEXT, {"num_return_sequences": 0}, "num_return_sequences 0 is not positive; 1 gives one text"),
+        (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, ranked"),
+        (TEXT, {"temperature": -1}, "temperature -1 is not a number from 0 on"),
+        (TEXT, {"temperature": float("nan")}, "temperature nan is not a number from 0 on"),
+        (TEXT, {"top_p": 1.5}, "top_p 1.5 is not in"),
+        (TEXT, {"top_k": -1}, "top_k -1 is negative; 0 keeps every token"),
+        (TEXT, {"max_gap": 0}, "max_gap 0 leaves no room for text; give 1 or more"),
+        ("", {}, "the text is empty; give a text with a"),
+        ("no gap", {}, "no gap in 'no gap'; mark the missing text with"),
+        ("[GAP][GAP]", {}, "two gaps touch; put text between them"),
+        ("x y " * 100 + "[GAP]", {}, r"the text has \d+ tokens, the model reads 64; shorten the text"),
+        ([], {}, "no texts to fill; give at least one"),
+    ],
+)
+def test_bad_input(text: Any, options: dict, message: str, fills: dict) -> None:
+    with pytest.raises(ValueError, match=message):
+        fills["parallel"](text, **options)
+
+
+ORDERS = {
+    "textdiff first": "import textdiff\nfrom transformers import pipeline",
+    "transformers first": "from transformers import pipeline\nimport textdiff",
+    "the module first": "import textdiff.pipelines\nfrom transformers import pipeline",
+}
+
+
+@pytest.mark.parametrize(
+    "order", [pytest.param(name, marks=pytest.mark.slow if name != "textdiff first" else ()) for name in ORDERS]
+)
+def test_import_orders(order: str, folders: dict, tmp_path: Path) -> None:
+    """Each in an interpreter of its own."""
+    use = 'import sys\nprint(pipeline("text-infilling", model=sys.argv[1])("We [GAP]")[0]["generated_text"][:3])'
+    command = [sys.executable, "-c", f"{ORDERS[order]}\n{use}", str(folders["parallel"])]
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parent.parent), "PATH": "", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "We \n", result.stderr[-2000:]
