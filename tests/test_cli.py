@@ -234,4 +234,4 @@ def test_yaml_and_options_train(run: object, world: Path, tmp_path: Path) -> Non
     assert code == 0 and f"saved {out}" in said, err
     assert run("infill", out, "We [GAP] on.")[0] == 0
     code, _, err = run(*words)
-    assert code == 2 and "already holds a run" in err and "--trainer.overwrite" in err
+    assert code == 2 and "already holds a run" in err and "--overwrite" in err

@@ -194,7 +194,7 @@ def test_resume_is_exact(stops: tuple[int, ...], uninterrupted: Path, world: Pat
     options = {"model": "dropout", "ema": 0.9, "steps": 12, "save_every": 4}
     for number, step in enumerate(stops):
         trainer = stop_at(recipe(world, tmp_path / "run", resume=number > 0, **options).build(), step)
-        with pytest.raises(Interrupted, match=f"stopped at step {step}; saved .*--trainer.resume goes on"):
+        with pytest.raises(Interrupted, match=f"stopped at step {step}; saved .*--resume goes on"):
             trainer.run()
         assert newest(tmp_path / "run")[1]["step"] == step
     recipe(world, tmp_path / "run", resume=True, **options).build().run()
@@ -236,7 +236,7 @@ def test_another_run_cannot_be_resumed(
 
 
 def test_nothing_to_resume(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no training state to resume; leave --trainer.resume out"):
+    with pytest.raises(ValueError, match="no training state to resume; leave --resume out"):
         recipe(world, tmp_path / "run", resume=True).build().run()
     assert not (tmp_path / "run").exists()
 
@@ -254,7 +254,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 
     monkeypatch.setattr(Trainer, "_turn", interrupted)
     assert cli(["train", *words]) == 130
-    assert "stopped at step 2" in (said := capsys.readouterr().err) and "--trainer.resume" in said
+    assert "stopped at step 2" in (said := capsys.readouterr().err) and "--resume" in said
     assert not (tmp_path / "run" / "config.json").exists()
     monkeypatch.undo()
     assert cli(["train", *words, "--trainer.resume"]) == 0
@@ -453,7 +453,7 @@ def test_ctrl_c_of_a_process(world: Path, tmp_path: Path) -> None:
         pass
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130 and "--trainer.resume goes on" in said and "Traceback" not in said
+    assert process.returncode == 130 and "--resume goes on" in said and "Traceback" not in said
     step = newest(tmp_path / "run")[1]["step"]
     AcceleratorState._reset_state(reset_partial_state=True)
     options = {"steps": 100_000, "resume": True}
@@ -604,7 +604,7 @@ def test_a_run_is_not_overwritten_unasked(uninterrupted: Path, world: Path, tmp_
     """Nor is anything of it changed. With --trainer.overwrite nothing of the old run can be resumed by mistake."""
     shutil.copytree(uninterrupted, tmp_path / "run")
     before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
-    with pytest.raises(ValueError, match="already holds a run: --trainer.resume goes on .* --trainer.overwrite begins"):
+    with pytest.raises(ValueError, match="already holds a run: --resume goes on .* --overwrite begins"):
         recipe(world, tmp_path / "run").build().run()
     assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     with pytest.raises(Interrupted):
