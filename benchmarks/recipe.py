@@ -102,7 +102,7 @@ def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) ->
         numbers = batches.at(step)
         x0 = to_tokens([rows[n] for n in numbers], pad)
         loss = udm(x0, Key.of(s["seed"], torch.tensor(numbers)).fold(step))
-        (loss.total / loss.count).backward()
+        (loss.total / loss.size).backward()
         torch.nn.utils.clip_grad_norm_(udm.parameters(), s["clip"])
         for optimizer in chain:
             optimizer.step()
@@ -110,7 +110,7 @@ def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) ->
         step, tokens = step + 1, tokens + int(x0.valid.sum())
         spent = (time.process_time() - began) / CORES
         if step % 200 == 0:
-            print(f"  {spent:5.0f} s  step {step}  loss {float(loss.total / loss.count):.3f}", flush=True)
+            print(f"  {spent:5.0f} s  step {step}  loss {float(loss.total / loss.size):.3f}", flush=True)
     return {"steps": step, "tokens": tokens, "tokens_per_s": round(tokens / spent)}
 
 

@@ -24,7 +24,19 @@ LAYERS = (
     ("denoiser",),
     ("rules", "sampler", "udm"),
     ("saving", "report", "ema", "optim", "launch", "config", "_register"),  # these need no module of ours
-    ("tokenizer", "gaps", "data", "checkpoint", "models", "card", "evaluation", "trainer", "ngram", "compare"),
+    (
+        "tokenizer",
+        "gaps",
+        "data",
+        "checkpoint",
+        "models",
+        "spectral",
+        "card",
+        "evaluation",
+        "trainer",
+        "ngram",
+        "compare",
+    ),
     ("pipelines", "recipe", "replay"),
     ("cli",),
 )

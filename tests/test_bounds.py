@@ -217,7 +217,7 @@ def test_the_weighted_loss_is_the_bound() -> None:
     """UDM.forward with its weight: a sum over the batch, and the number of tokens to divide by."""
     x0, key, process = texts(), Key.of(5, len(texts())), Masking(SPECIALS)
     loss = UDM(process, random_table(), Objective(weighted=True))(x0, key)
-    assert float(loss.count) == len(x0) * L
+    assert float(loss.size) == len(x0) * L
     # its plain mean has no finite variance, so it is compared draw by draw, with the same times and the same noise
     t = Objective().times(key.fold(0))
     ce = surprise(random_table(), process, x0, process.noise(x0, key.fold(1)), t).sum(1)

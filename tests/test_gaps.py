@@ -146,7 +146,7 @@ def test_fixed_text_comes_back_byte_for_byte(kind: str, tools: dict) -> None:
     draw = random.Random(1)
     for turn in range(10):
         texts = [random_parts(draw) for _ in range(12)]
-        rule = rule_of(draw.choice(["posterior", "fresh", "partial:0.5"]))
+        rule = rule_of(draw.choice(["posterior", "fresh", "ranked", "partial:0.5"]))
         decode = Decode(max_gap=3, temperature=draw.choice([0.0, 1.0]))
         filled = infill(texts, steps=draw.choice([1, 2]), rule=rule, decode=decode, seed=turn, **tools[kind])
         for parts, results in zip(texts, filled, strict=True):

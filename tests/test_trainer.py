@@ -471,7 +471,7 @@ def poison(trainer: Trainer, steps: range, value: float) -> None:
     """The loss of these steps is not finite."""
 
     def hook(module: Any, inputs: Any, loss: Loss) -> Loss:
-        return Loss(loss.total * value, loss.count) if trainer.step in steps else loss
+        return Loss(loss.total * value, loss.size) if trainer.step in steps else loss
 
     trainer.udm.register_forward_hook(hook)
 

@@ -8,7 +8,7 @@ from typing import Any
 from textdiff.checkpoint import Checkpoint, load
 from textdiff.data import load_texts, windows
 from textdiff.evaluation import Case, GapScore, bound, gap_cases, gap_score, score_answers
-from textdiff.gaps import Gap, infill
+from textdiff.gaps import Gap, Parts, infill
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.posterior import Decode
 from textdiff.tokenizer import encode
@@ -95,7 +95,7 @@ def fill_cases(checkpoint: Checkpoint, cases: Sequence[Case], given: bool, batch
     config, filled = checkpoint.config, []
     tools = checkpoint.tools()
     for begin in range(0, len(cases), batch):
-        texts = []
+        texts: list[Parts] = []
         for case in cases[begin : begin + batch]:
             length = len(encode(checkpoint.tokenizer, " " + case.answer)) if given else None
             texts.append([case.left, Gap(length), case.right])

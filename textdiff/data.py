@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-    Texts = Dataset | IterableDataset
+Texts: TypeAlias = "Dataset | IterableDataset"
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -273,7 +273,7 @@ def to_tokens(rows: list[list[list[int]]] | list[list[int]], pad: int) -> Tokens
 
     The first token (BOS) of each document is fixed. Raises ValueError for an empty row or document.
     """
-    packed = [[row] if row and isinstance(row[0], int) else row for row in rows]
+    packed: list[Any] = [[row] if row and isinstance(row[0], int) else row for row in rows]
     if not all(row and all(row) for row in packed):
         raise ValueError("an empty row or document: every text begins with a BOS token")
     tokens = Tokens.from_rows([[token for document in row for token in document] for row in packed], pad)

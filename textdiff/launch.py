@@ -1,7 +1,10 @@
-"""Launches that would silently not do what they look like are refused before anything is loaded."""
+"""How a run begins and ends: launches that would silently not do what they look like are refused; signals stop in order."""
 
 import os
+import signal
+import threading
 from pathlib import Path
+from typing import Any, Protocol
 
 
 def check_launch(processes: int | None = None) -> None:
@@ -34,3 +37,30 @@ def _asked_of_accelerate() -> int:
             value = value or words[number + 1]
             return int(value) if value.isdecimal() else 1
     return 1
+
+
+class Stoppable(Protocol):
+    """What stops after the present step once `stop` is set."""
+
+    stop: bool
+
+
+class Signals:
+    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
+
+    def __init__(self, running: Stoppable) -> None:
+        self.running = running
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # no other may
+            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.running.stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.running.stop = True
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

@@ -1,5 +1,7 @@
 """The optimisers: AdamW, or Muon for the matrices of the body and AdamW for the rest."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -9,7 +11,7 @@ def optimizers(
 ) -> list[torch.optim.Optimizer]:
     """One optimiser or two. Embeddings, norms and biases do not decay; only the body's matrices go to Muon."""
     bodily, others = split(model)
-    adamw = {"betas": (0.9, beta2), "fused": True, "lr": lr}
+    adamw: dict[str, Any] = {"betas": (0.9, beta2), "fused": True, "lr": lr}
     if kind == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"trainer.optimizer muon needs torch 2.9, this is {torch.__version__}; use adamw")

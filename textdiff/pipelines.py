@@ -34,11 +34,11 @@ class TextInfillingPipeline(Pipeline):
     _load_tokenizer = True
 
     def __init__(self, *args: Any, diffusion_config: DiffusionConfig | None = None, **kwargs: Any) -> None:
-        model = kwargs.get("model", args[0] if args else None)
+        model: Any = kwargs.get("model", args[0] if args else None)
         self.diffusion_config = diffusion_config or DiffusionConfig.read(config_file(model.config._name_or_path))
         super().__init__(*args, **kwargs)
         # user text that spells a special token stays text
-        self.tokenizer = prepare_tokenizer(self.tokenizer)
+        self.tokenizer: Any = prepare_tokenizer(kwargs["tokenizer"])
         self.checkpoint = Checkpoint(self.model, self.tokenizer, self.diffusion_config)
         self.tools = self.checkpoint.tools()
 

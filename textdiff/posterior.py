@@ -16,12 +16,12 @@ class Draw:
 
     x0: the complete guess (for text `Tokens` (B, M) without markers).
     place: (B, M) int64, for each element of x0 the column of xt where it is seen: itself, its `[MASK]`, or the `[GAP]` it
-        is missing in. `None` where shapes do not change and every element is its own place.
+        is missing in. Empty, shape (0,), where shapes do not change and every element is its own place.
     log_prob: (B, M), how sure the model was of each element that it drew.
     """
 
     x0: Any
-    place: Tensor | None
+    place: Tensor
     log_prob: Tensor
 
 

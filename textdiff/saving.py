@@ -55,7 +55,7 @@ def write_state(
 
 def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
     """The newest state that verifies (None where there is none), and the newer ones that do not."""
-    damaged = []
+    damaged: list[Path] = []
     for _, state in sorted(_states(folder), reverse=True):
         if verify(state):
             return state, damaged

@@ -41,7 +41,10 @@ class Linear(Schedule):
 
 
 class Cosine(Schedule):
-    """alpha = 1 - cos(pi/2 (1 - t)) = 1 - sin(pi/2 t): few tokens are revealed early, when little is known (MaskGIT, arXiv:2202.04200)."""
+    """alpha = 1 - cos(pi/2 (1 - t)) = 1 - sin(pi/2 t).
+
+    Few tokens are revealed early, when little is known (MaskGIT, arXiv:2202.04200).
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - (math.pi / 2 * t).sin()

@@ -91,12 +91,29 @@ def specials(tokenizer: "PreTrainedTokenizerBase") -> Specials:
     for name in (GAP, FILL, END):
         if name not in ids:
             raise ValueError(f"the tokenizer has no {name} token: {REMEDY}")
-    lengths = []
+    lengths: list[int] = []
     while (name := f"<|{len(lengths)}|>") in ids:
         lengths.append(ids[name])
-    named = [ids[name] for name in (tokenizer.pad_token, first, tokenizer.mask_token, GAP, FILL, END)]
-    banned = sorted({*ids.values(), *tokenizer.all_special_ids} - {*named, *lengths})
-    return Specials(*named, lengths=tuple(lengths), banned=tuple(banned))
+    roles = {
+        "pad": tokenizer.pad_token,
+        "bos": first,
+        "mask": tokenizer.mask_token,
+        "gap": GAP,
+        "fill": FILL,
+        "end": END,
+    }
+    named = {role: ids[name] for role, name in roles.items()}
+    banned = sorted({*ids.values(), *tokenizer.all_special_ids} - {*named.values(), *lengths})
+    return Specials(
+        pad=named["pad"],
+        bos=named["bos"],
+        mask=named["mask"],
+        gap=named["gap"],
+        fill=named["fill"],
+        end=named["end"],
+        lengths=tuple(lengths),
+        banned=tuple(banned),
+    )
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":

@@ -7,8 +7,6 @@ the samples by (seed, epoch): a run that was interrupted goes on bit for bit.
 
 import math
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -22,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimi
 
 from textdiff.ema import Ema
 from textdiff.keys import Key
-from textdiff.launch import check_launch
+from textdiff.launch import Signals, check_launch
 from textdiff.optim import optimizers
 from textdiff.report import Report
 from textdiff.saving import fits, flatten, newest_state, read_state, unflatten, without_ties, write_state
@@ -158,7 +156,7 @@ class Trainer:
             self._begin()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         self.report = Report(self.out, self.accelerator, self.config.log_every, since=self.step)
-        with self._signals(), self.report:
+        with Signals(self), self.report:
             began = time.monotonic() - self.elapsed
             for examples in self.job.feed(self.step, rank, world):
                 if self._progress() >= 1:
@@ -199,7 +197,7 @@ class Trainer:
         self.accelerator.backward(loss.total)
         sums = [
             loss.total.detach().double(),
-            loss.count.to(loss.total.device).double(),
+            loss.size.to(loss.total.device).double(),
             loss.total.new_tensor(self.stop),
         ]
         return torch.stack([value.double() for value in sums])
@@ -254,9 +252,7 @@ class Trainer:
         if self.agreed:
             path = self._save()
             self.report.close()
-            raise Interrupted(
-                f"stopped at step {self.step}; saved {path}. The same command with --resume goes on"
-            )
+            raise Interrupted(f"stopped at step {self.step}; saved {path}. The same command with --resume goes on")
         if config.measure_every and self.step % config.measure_every == 0 and not end:
             self._measure()
         if config.show_every and self.step % config.show_every == 0 and not end:
@@ -308,9 +304,7 @@ class Trainer:
         """A new run in a place of its own. States of the run that is overwritten must not be taken for its own later."""
         states = self.out / "states"
         if not self.config.overwrite and ((self.out / "config.json").exists() or newest_state(states)[0] is not None):
-            raise ValueError(
-                f"{self.out} already holds a run: --resume goes on with it, --overwrite begins anew"
-            )
+            raise ValueError(f"{self.out} already holds a run: --resume goes on with it, --overwrite begins anew")
         self.accelerator.wait_for_everyone()  # all have looked
         if self.accelerator.is_main_process:
             shutil.rmtree(states, ignore_errors=True)
@@ -342,26 +336,3 @@ class Trainer:
             self.ema.load(tensors["ema"])
         self.step, self.elapsed = facts["step"], facts["elapsed"]
         self.accelerator.print(f"resumed {state} at step {self.step}")
-
-    def _signals(self) -> "_Signals":
-        return _Signals(self)
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.before = trainer, {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():  # no other may
-            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.trainer.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.trainer.stop = True
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)

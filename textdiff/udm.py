@@ -35,11 +35,13 @@ class Loss(NamedTuple):
     """The summed loss of a batch in nats, and the number of elements it explains: sums add up over batches and machines."""
 
     total: Tensor
-    count: Tensor
+    size: Tensor
 
 
 class UDM(nn.Module):
     """A process, a denoiser and an objective. Everything random comes from `key`, a row per example."""
+
+    denoiser: Denoiser
 
     def __init__(self, process: Process, denoiser: Denoiser, objective: Objective | None = None) -> None:
         super().__init__()

@@ -15,6 +15,8 @@ from textdiff.tokens import Tokens
 class Denoiser(nn.Module, ABC):
     """Wraps a stock model. One instance serves every process whose states it can read."""
 
+    model: Any  # the stock model, whichever its class
+
     @abstractmethod
     def forward(self, xt: Any, t: Tensor) -> Posterior:
         """q(x0 | xt) for states xt at times t (B,)."""
@@ -50,7 +52,7 @@ class Oracle(Denoiser):
                     continue
                 state = _text(self.process.corrupt(x0, noise, t))[0]
                 place = self.process.align(x0, noise, t).place
-                places = tuple(range(length)) if place is None else tuple(place[0, :length].tolist())
+                places = tuple(range(length)) if not place.numel() else tuple(place[0, :length].tolist())
                 ways = table.setdefault(state, {})
                 ways[number, places] = ways.get((number, places), 0.0) + chance
         return {state: [(n, p, chance) for (n, p), chance in ways.items()] for state, ways in table.items()}

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def logits_at(model: nn.Module, where: Tensor, **inputs: Any) -> Tensor:
+def logits_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
     """Logits (S, V) of `model(**inputs)` at the S places of `where` (B, L) bool, in row-major order."""
     with _rows(model, where):
         return model(**inputs).logits[0]
 
 
 @contextmanager
-def _rows(model: nn.Module, where: Tensor) -> Iterator[None]:
+def _rows(model: Any, where: Tensor) -> Iterator[None]:
     def after_body(module: nn.Module, args: Any, output: Any) -> Any:
         chosen = output[0][where][None]
         if isinstance(output, tuple):

@@ -37,7 +37,7 @@ class Process(ABC):
 
     def align(self, x0: State, noise: Noise, t: Tensor) -> Draw:
         """The truth as a draw: x_0 and where in x_t each of its elements is."""
-        return Draw(x0, None, torch.zeros(()))
+        return Draw(x0, torch.empty(0, dtype=torch.int64), torch.zeros(()))
 
     def blend(self, inferred: Noise, fresh: Noise, rho: float, key: Key) -> Noise:
         """A noise that keeps the inferred one but for a share rho. A mixture of whole rows is exact for any process."""
