@@ -93,7 +93,6 @@ print("plain")
 """
 
 
-@pytest.mark.slow
 def test_plain_transformers_opens_it(made: dict, tmp_path: Path) -> None:
     """In an interpreter that never imports textdiff: fill-mask on the parallel one, a causal model of the other."""
     folders = [str(made[kind][1]) for kind in ("parallel", "autoregressive")]

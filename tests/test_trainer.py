@@ -188,7 +188,10 @@ def uninterrupted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.mark.parametrize("stops", [(1,), (5,), (11,), (3, 7)])
+@pytest.mark.parametrize(
+    "stops",
+    [(5,), (3, 7), *(pytest.param(stops, marks=pytest.mark.slow) for stops in [(1,), (11,), (1, 2, 3), (4, 8)])],
+)
 def test_resume_is_exact(stops: tuple[int, ...], uninterrupted: Path, world: Path, tmp_path: Path) -> None:
     """Stopped at any step and resumed, again and again: the same bits as the run that was never stopped."""
     options = {"model": "dropout", "ema": 0.9, "steps": 12, "save_every": 4}
