@@ -15,7 +15,7 @@ demo: .venv/.ready  ## train the demo model (about five minutes on two cores), t
 		"My fellow [GAP], the state of our union is [GAP]." \
 		"We must [GAP] the economy." \
 		"I ask the Congress to [GAP] this year."; \
-	do $(BIN)/textdiff infill runs/demo "$$text" --num-return-sequences 3 --temperature 0.7; echo; done
+	do $(BIN)/textdiff infill runs/demo "$$text" --num-return-sequences 3; echo; done
 
 table: .venv/.ready  ## train the demo and its autoregressive twin for equal time, print the README's table
 	$(BIN)/textdiff train --config data/demo.yaml --overwrite
@@ -23,10 +23,10 @@ table: .venv/.ready  ## train the demo and its autoregressive twin for equal tim
 	$(BIN)/textdiff evaluate runs/demo runs/demo-autoregressive
 
 test: .venv/.ready  ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-all: .venv/.ready  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.ready  ## check style, format and types
 	$(BIN)/ruff check .

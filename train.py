@@ -41,7 +41,7 @@ if __name__ == "__main__":
     usage = HELP.replace("textdiff train", "python train.py")
     try:
         main(parse(Recipe, sys.argv[1:], prog="python train.py", description=usage, short=SHORT))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(complain(error, "train.py"))
     except KeyboardInterrupt as stop:
         print(f"\n{stop}", file=sys.stderr)

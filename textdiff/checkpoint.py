@@ -60,6 +60,7 @@ class DiffusionConfig:
         denoiser: How the model guesses: all words at once, or one after the other.
         process: How texts are corrupted.
         schedule: How fast.
+        staged: Fill by drawing the lengths of gaps first and their words after (delete-then-mask), with deletion.
         width: Positions that a gap takes up before an autoregressive denoiser.
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
@@ -73,6 +74,7 @@ class DiffusionConfig:
     denoiser: Literal["parallel", "autoregressive", "seq2seq"] = "parallel"
     process: Literal["deletion", "masking"] = "deletion"
     schedule: Literal["linear", "cosine"] = "linear"
+    staged: bool = False
     width: int = 16
     bidirectional: bool = False
     num_steps: int = 1
@@ -91,6 +93,8 @@ class DiffusionConfig:
         chosen(self.denoiser, AUTO_CLASSES, "denoiser")
         chosen(self.process, PROCESSES, "process")
         chosen(self.schedule, SCHEDULES, "schedule")
+        if self.staged and self.process != "deletion":
+            raise ValueError(f"staged is for process deletion, not {self.process}: masks have their lengths already")
         rule_of(self.rule)
         self.decode()
         if self.num_steps < 1:
@@ -101,8 +105,12 @@ class DiffusionConfig:
         return Decode(self.temperature, self.top_k, self.top_p, self.max_gap)
 
     def build_process(self, ids: Specials, **options: Any) -> Process:
-        """The process, for decoding; `options` such as spans are for training."""
+        """The process, for training with `options` such as spans; `decode_process` is the one for decoding."""
         return PROCESSES[self.process](ids, SCHEDULES[self.schedule](), **options)
+
+    def decode_process(self, ids: Specials) -> Process:
+        """The process that is run in reverse to fill."""
+        return self.build_process(ids, **({"staged": True} if self.staged else {}))
 
     def build_denoiser(self, model: Any, ids: Specials, context: float = 0.0) -> Denoiser:
         """The denoiser around a stock model."""
@@ -160,7 +168,7 @@ class Checkpoint:
         ids = self.specials
         return {
             "denoiser": self.config.build_denoiser(self.model, ids).eval(),
-            "process": self.config.build_process(ids),
+            "process": self.config.decode_process(ids),
             "tokenizer": self.tokenizer,
             "specials": ids,
             "longest": longest(self.model),

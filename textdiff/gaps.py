@@ -7,7 +7,7 @@ whatever else the text contains, the tokenizer's own special tokens included, is
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -195,6 +195,7 @@ def infill(
     size = int(start.valid.sum(1).max())
     if longest is not None and size > longest:
         raise ValueError(f"the text has {size} tokens, the model reads {longest}; shorten the text or split it")
+    decode = replace(decode or Decode(), longest=longest)
     device = next(denoiser.parameters()).device
     rows = torch.arange(len(texts)).repeat_interleave(samples)
     # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch

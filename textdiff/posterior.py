@@ -30,13 +30,15 @@ class Decode:
     """How x0_hat is drawn. The defaults draw from the model as it is; everything else leaves the exact law.
 
     temperature: 0 takes the most probable token. top_k, top_p: nucleus of the distribution kept (0 and 1 keep all).
-    max_gap: longest content written into one gap, in tokens.
+    max_gap: longest content written into one gap at a time, in tokens.
+    longest: longest text, in tokens with its markers; what is over is not written. None where the model has no limit.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     max_gap: int = 64
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -49,6 +51,10 @@ class Decode:
             raise ValueError(f"top_k {self.top_k} is negative; 0 keeps every token")
         if self.max_gap < 1:
             raise ValueError(f"max_gap {self.max_gap} leaves no room for text; give 1 or more")
+
+    def room(self, sizes: Tensor) -> Tensor:
+        """(B,) how many tokens may still be written into texts of these sizes (B,)."""
+        return (self.longest - sizes).clamp_min(0) if self.longest else torch.full_like(sizes, torch.iinfo(torch.int64).max)
 
 
 class Posterior(ABC):

@@ -201,7 +201,7 @@ class Recipe:
             return [results[0].text for results in filled]
 
         def export(path: Path, facts: dict[str, Any]) -> None:
-            checkpoint.card = model_card(path.name, self.diffusion, asdict(self), facts)
+            checkpoint.card = model_card(str(path), self.diffusion, asdict(self), facts)
             checkpoint.save(path)
 
         return Job(self.feed(windows_), collate, measure, show, export)

@@ -112,15 +112,19 @@ class _AutoregressivePosterior(Posterior):
         feed = slots.opener[:, 0]
         reader, turn, log = self.denoiser.reader, 0, []
         live = slot < slots.count
+        room = decode.room(self.xt.valid.sum(1))
         memory = reader.begin(self.xt) if bool(live.any()) else None
         while bool(live.any()):
             at = slot.clamp_max(slots.column.shape[1] - 1)
             gap, length = slots.gap[rows, at], slots.length[rows, at]
             logits = reader.advance(memory, feed, slots.position[rows, at] + within)
             u = key.fold(turn).uniform(1)[:, 0]
-            word, score = self._choose(logits, gap, within, decode, u)
+            full = gap & ((within >= decode.max_gap) | (room <= 0))
+            word, score = draw_tokens(self._allowed(logits, gap), u, decode)
+            word = torch.where(full, self.specials.end, word)
             done = torch.where(gap, word == self.specials.end, within == length)
             wrote = live & ~done
+            room = room - (wrote & gap)
             log.append((wrote, word, score, at))
             slot, within = slot + (live & done), torch.where(done, 0, within + 1)
             feed = torch.where(done, slots.opener[rows, slot.clamp_max(slots.opener.shape[1] - 1)], word)
@@ -130,12 +134,6 @@ class _AutoregressivePosterior(Posterior):
             return empty, empty.float(), empty, empty
         wrote, word, score, at = (torch.stack(part, 1) for part in zip(*log, strict=True))
         return word[wrote], score[wrote], wrote.nonzero()[:, 0], at[wrote]
-
-    def _choose(self, logits: Tensor, gap: Tensor, within: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        """A word per row; in a gap [END] is a choice, and the only one where the gap is full."""
-        full = gap & (within >= decode.max_gap)
-        word, score = draw_tokens(self._allowed(logits, gap), u, decode)
-        return torch.where(full, self.specials.end, word), score
 
     def _allowed(self, logits: Tensor, may_end: Tensor) -> Tensor:
         """Logits (S, V) without what is no word, and with [END] only where a gap may end (S,)."""

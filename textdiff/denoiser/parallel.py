@@ -65,6 +65,10 @@ class _ParallelPosterior(Posterior):
             longest = min(decode.max_gap + 1, len(self.specials.lengths))
             logits = logits[:, list(self.specials.lengths[:longest])]
             counts[gap] = draw_tokens(logits, key.fold(0).uniform(gap.shape[1])[gap], decode)[0]
+            # all gaps of a text share what room is left; a gap that stays closed costs no room at all
+            before = (counts * gap).cumsum(1) - counts * gap
+            room = decode.room(self.xt.valid.sum(1))[:, None]
+            counts = torch.where(gap, counts.minimum((room - before).clamp_min(0)), counts)
         x0, place = _open(self.xt, counts.masked_fill(~self.xt.valid, 0), self.specials)
         mask = x0.ids == self.specials.mask
         confidence = torch.zeros(mask.shape, device=mask.device)

@@ -36,6 +36,8 @@ class Deletion(Process):
     """Delete tokens, leave gap markers.
 
     spans: as in `Masking`. empty: the power in gamma = beta ** empty; the larger, the rarer empty gaps.
+    staged: delete at t = 1 alone, and mask before (delete-then-mask). In reverse the lengths of gaps are drawn in the first
+    step and their words in all steps, which is how a parallel denoiser fills best.
     """
 
     def __init__(
@@ -44,11 +46,12 @@ class Deletion(Process):
         schedule: Schedule | None = None,
         spans: tuple[float, ...] = (1,),
         empty: float = 16.0,
+        staged: bool = False,
     ) -> None:
         self.specials = specials
         self.schedule = schedule or Linear()
         self.uniform = Uniform(spans)
-        self.empty = empty
+        self.empty, self.staged = empty, staged
 
     def noise(self, x0: Tokens, key: Key) -> DeletionNoise:
         e = key.fold(1).uniform(x0.ids.shape[1]).masked_fill(x0.sealed, 1.0)
@@ -84,7 +87,7 @@ class Deletion(Process):
         u = self.uniform.infer(x0, torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0), key.fold(0))
         marked = _next(xt.ids == self.specials.gap, xt.joined()).gather(1, place)
         silent = gone | _next(gone, x0.joined())  # inside a run of missing tokens e shows nothing
-        gamma = beta**self.empty
+        gamma = self._gamma(t)
         low = torch.where(silent | marked, 0.0, gamma)
         high = torch.where(marked & ~silent, gamma, 1.0)
         e = low + key.fold(1).uniform(x0.ids.shape[1]) * (high - low)
@@ -106,8 +109,7 @@ class Deletion(Process):
         return x0.sizes
 
     def cells(self, x0: Tokens, t: Tensor) -> Iterator[tuple[DeletionNoise, float]]:
-        beta = float(self.schedule.beta(t))
-        gamma = beta**self.empty
+        beta, gamma = float(self.schedule.beta(t)), float(self._gamma(t))
         places = (x0.valid & ~x0.sealed)[0].nonzero()[:, 0].tolist()
         for u, chance in self.uniform.cells(x0, beta):
             for shown in itertools.product((True, False), repeat=len(places)):
@@ -120,11 +122,16 @@ class Deletion(Process):
         """How many elements each token leaves (0 dropped, 1 kept, 2 kept with a marker after it); which are masked."""
         beta = self.schedule.beta(t)[:, None]
         hidden = (noise.u < beta) & x0.valid
-        gone = hidden & ~x0.counted
+        gone = hidden & ~x0.counted & (t == 1)[:, None] if self.staged else hidden & ~x0.counted
         kept = x0.valid & ~gone
-        empty = ~x0.sealed & (noise.e < beta**self.empty)
+        empty = ~x0.sealed & (noise.e < self._gamma(t))
         marker = kept & (_next(gone, x0.joined()) | empty)
-        return kept.long() + marker.long(), hidden & x0.counted
+        return kept.long() + marker.long(), hidden & ~gone
+
+    def _gamma(self, t: Tensor) -> Tensor:
+        """(B, 1) how probable a marker is at a place where nothing is missing."""
+        beta = self.schedule.beta(t)[:, None]
+        return (t == 1)[:, None].double() if self.staged else beta**self.empty
 
 
 def _next(flag: Tensor, joined: Tensor) -> Tensor:
