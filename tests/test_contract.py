@@ -23,7 +23,7 @@ PROCESSES = [
     for family in (Masking, Deletion)
     for schedule in (Linear(), Cosine(), Power(3))
     for spans in ((1,), (1, 3))
-]
+] + [pytest.param(Deletion(SPECIALS, staged=True), id="Deletion-staged")]
 every_process = pytest.mark.parametrize("process", PROCESSES)
 
 
@@ -62,7 +62,7 @@ def rows(x: Tokens) -> list[tuple[tuple[int, bool, bool, bool], ...]]:
 def kept(process: Process, x0: Tokens, noise, time: float) -> torch.Tensor:
     """(B, L) which tokens of x0 are still to be read at the place in x_t where they are said to be."""
     xt, draw = process.corrupt(x0, noise, at(x0, time)), process.align(x0, noise, at(x0, time))
-    seen = xt.ids if draw.place is None else xt.ids.gather(1, draw.place)
+    seen = xt.ids.gather(1, draw.place)
     return (seen == x0.ids) & x0.valid
 
 

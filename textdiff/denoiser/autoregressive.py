@@ -124,7 +124,7 @@ class _AutoregressivePosterior(Posterior):
             word = torch.where(full, self.specials.end, word)
             done = torch.where(gap, word == self.specials.end, within == length)
             wrote = live & ~done
-            room = room - (wrote & gap)
+            room = room - (wrote & gap).long()
             log.append((wrote, word, score, at))
             slot, within = slot + (live & done), torch.where(done, 0, within + 1)
             feed = torch.where(done, slots.opener[rows, slot.clamp_max(slots.opener.shape[1] - 1)], word)
