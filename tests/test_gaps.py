@@ -257,3 +257,18 @@ def test_lengths_beyond_the_model_are_unknown_without_length_tokens(tmp_path: Pa
     with pytest.raises(ValueError, match=r"no length tokens, so it cannot fill \[GAP\]; give the length"):
         infill([["a ", Gap()]], **tools)
     assert len(infill([["a ", Gap(2)]], **tools)[0][0].gaps) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_never_outgrows_the_model(kind: str, tools: dict) -> None:
+    """Every step may open markers again between what it wrote: an untrained model would write without end."""
+    parts, longest = ["We ", Gap(), " union, ", Gap(), "."], 40
+    limited = tools[kind] | {"longest": longest}
+    for seed in range(3):
+        result = infill([parts], steps=6, decode=Decode(max_gap=30), seed=seed, **limited)[0][0]
+        written = start_state([[result.text, Gap()]], limited["tokenizer"], limited["specials"])
+        assert_faithful(parts, result)
+        # what is read back may be split into other tokens than were written, but not into fewer characters
+        assert int(written.valid.sum()) <= 2 * longest
+    free = infill([parts], steps=6, decode=Decode(max_gap=30), **(tools["autoregressive"] | {"longest": None}))[0][0]
+    assert len(free.text) > len(result.text)  # the control
