@@ -9,15 +9,15 @@ BIN := .venv/bin
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.ready  ## train the demo model (about five minutes on two cores), then fill gaps with it
-	$(BIN)/textdiff train --config data/demo.yaml --overwrite
-	@for text in \
-		"My fellow [GAP], the state of our union is [GAP]." \
-		"We must [GAP] the economy." \
-		"I ask the Congress to [GAP] this year."; \
-	do $(BIN)/textdiff infill runs/demo "$$text" --num-return-sequences 3; echo; done
+demo: .venv/.ready  ## train two small models (about five minutes on two cores), then fill gaps with both
+	$(BIN)/textdiff train --config data/demo.yaml --minutes 2.3 --overwrite
+	$(BIN)/textdiff train --config data/demo-autoregressive.yaml --minutes 2.3 --overwrite
+	@for model in runs/demo runs/demo-autoregressive; do echo; echo "$$model fills:"; printf '%s\n' \
+		"My fellow [GAP], the state of our union is [GAP]." "We must [GAP] the economy." \
+		"I ask the Congress to [GAP] this year." \
+		| $(BIN)/textdiff infill $$model --num-return-sequences 3; done
 
-table: .venv/.ready  ## train the demo and its autoregressive twin for equal time, print the README's table
+table: .venv/.ready  ## train both for about five minutes each, print the README's table
 	$(BIN)/textdiff train --config data/demo.yaml --overwrite
 	$(BIN)/textdiff train --config data/demo-autoregressive.yaml --overwrite
 	$(BIN)/textdiff evaluate runs/demo runs/demo-autoregressive
