@@ -270,5 +270,5 @@ def test_a_text_never_outgrows_the_model(kind: str, tools: dict) -> None:
         assert_faithful(parts, result)
         # what is read back may be split into other tokens than were written, but not into fewer characters
         assert int(written.valid.sum()) <= 2 * longest
-    free = infill([parts], steps=6, decode=Decode(max_gap=30), **(tools["autoregressive"] | {"longest": None}))[0][0]
+    free = infill([parts], steps=2, decode=Decode(max_gap=30), **(tools["autoregressive"] | {"longest": None}))[0][0]
     assert len(free.text) > len(result.text)  # the control
