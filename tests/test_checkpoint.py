@@ -81,9 +81,11 @@ def test_saving_again_replaces_and_leaves_other_files(made: dict, damaged: Path)
 PLAIN = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], split_special_tokens=False)  # here [MASK] is the mask
-fill = pipeline("fill-mask", model=sys.argv[1], tokenizer=tokenizer)
+fill = pipeline("fill-mask", model=sys.argv[1])
 found = fill("We the [MASK].", top_k=3)
+ids = fill.tokenizer("We the [MASK].")["input_ids"]
+assert ids[0] == fill.tokenizer.bos_token_id and ids[-2] == fill.tokenizer.mask_token_id
+assert ids[1:-2] == fill.tokenizer("We the", add_special_tokens=False)["input_ids"]  # the space goes with the mask
 assert len(found) == 3 and all(0 <= each["score"] <= 1 for each in found), found
 causal = AutoModelForCausalLM.from_pretrained(sys.argv[2])
 ids = AutoTokenizer.from_pretrained(sys.argv[2])("We the", return_tensors="pt")["input_ids"]

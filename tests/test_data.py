@@ -168,7 +168,23 @@ def test_batches_from_step_k_and_over_ranks() -> None:
     whole = list(islice(Batches(10, 4, seed=1), 12))
     assert list(islice(Batches(10, 4, seed=1, start=7), 5)) == whole[7:]
     ranks = [islice(Batches(10, 4, seed=1, rank=rank, world=2), 12) for rank in range(2)]
-    assert [a + b for a, b in zip(*ranks, strict=True)] == whole
+    shares = list(zip(*ranks, strict=True))
+    assert [sorted(a + b) for a, b in shares] == [sorted(batch) for batch in whole]
+    assert all(len(a) == len(b) for a, b in shares)
+
+
+def test_batches_by_length_are_even_and_complete() -> None:
+    """Dealt out by length, little is padding, and still every sample comes exactly once per epoch."""
+    lengths = [1 + (37 * number) % 64 for number in range(256)]
+    dealt = list(islice(Batches(256, 8, seed=0, lengths=lengths), 32))  # one epoch, two pools of 16 steps
+    assert sorted(number for batch in dealt for number in batch) == list(range(256))
+
+    def spread(batches: list[list[int]]) -> int:
+        return sum(max(lengths[n] for n in batch) - min(lengths[n] for n in batch) for batch in batches)
+
+    assert spread(dealt) < 0.2 * spread(list(islice(Batches(256, 8, seed=0), 32)))
+    assert [batch[0] for batch in dealt] != sorted((batch[0] for batch in dealt), key=lengths.__getitem__)
+    assert list(islice(Batches(256, 8, seed=0, start=20, lengths=lengths), 12)) == dealt[20:]
     loader = torch.utils.data.DataLoader(list(range(10)), batch_sampler=Batches(10, 4, seed=1, start=2))
     assert next(iter(loader)).tolist() == whole[2]
     for bad in ({"world": 3}, {"rank": 2, "world": 2}):

@@ -182,11 +182,18 @@ class Checkpoint:
         shutil.rmtree(part, ignore_errors=True)
         self.model.save_pretrained(part)
         self.tokenizer.save_pretrained(part)
+        _plain(part / "tokenizer_config.json")
         self.config.write(part / CONFIG_NAME)
         (part / "README.md").write_text(self.card, encoding="utf-8")
         for file in sorted(part.iterdir()):
             os.replace(file, path / file.name)
         part.rmdir()
+
+
+def _plain(path: Path) -> None:
+    """Let transformers' own pipelines read [MASK] in a text as the mask. This library never does (`load_tokenizer`)."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | {"split_special_tokens": False}, indent=2) + "\n", encoding="utf-8")
 
 
 def longest(model: Any) -> int | None:

@@ -30,7 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000, lengths: int =
     `vocab_size` counts everything (specials, 256 bytes, merges); a small corpus may yield fewer. The caller sets
     `model_max_length`. Raises ValueError if `vocab_size` leaves no room for bytes and specials.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     names = [PAD, BOS, MASK, GAP, FILL, END, *length_names(lengths)]
@@ -42,16 +42,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 4000, lengths: int =
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=names,
+        # a mask takes the space before it along, as the word would that it stands for
+        special_tokens=[AddedToken(name, lstrip=name == MASK, special=True) for name in names],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # a set: its order would vary from run to run
         show_progress=False,
     )
     bpe.train_from_iterator(map(_checked, texts), trainer)
+    # for those who open a checkpoint without this library: texts begin with BOS, as they did in training
+    bpe.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bpe.token_to_id(BOS))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD,
         bos_token=BOS,
-        mask_token=MASK,
+        mask_token=AddedToken(MASK, lstrip=True, special=True),
         extra_special_tokens=[GAP, FILL, END, *length_names(lengths)],
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
