@@ -171,6 +171,11 @@ def test_batches_from_step_k_and_over_ranks() -> None:
     shares = list(zip(*ranks, strict=True))
     assert [sorted(a + b) for a, b in shares] == [sorted(batch) for batch in whole]
     assert all(len(a) == len(b) for a, b in shares)
+    loader = torch.utils.data.DataLoader(list(range(10)), batch_sampler=Batches(10, 4, seed=1, start=2))
+    assert next(iter(loader)).tolist() == whole[2]
+    for bad in ({"world": 3}, {"rank": 2, "world": 2}):
+        with pytest.raises(ValueError, match="multiple of world"):
+            Batches(10, 4, seed=1, **bad)
 
 
 def test_batches_by_length_are_even_and_complete() -> None:
@@ -185,11 +190,6 @@ def test_batches_by_length_are_even_and_complete() -> None:
     assert spread(dealt) < 0.2 * spread(list(islice(Batches(256, 8, seed=0), 32)))
     assert [batch[0] for batch in dealt] != sorted((batch[0] for batch in dealt), key=lengths.__getitem__)
     assert list(islice(Batches(256, 8, seed=0, start=20, lengths=lengths), 12)) == dealt[20:]
-    loader = torch.utils.data.DataLoader(list(range(10)), batch_sampler=Batches(10, 4, seed=1, start=2))
-    assert next(iter(loader)).tolist() == whole[2]
-    for bad in ({"world": 3}, {"rank": 2, "world": 2}):
-        with pytest.raises(ValueError, match="multiple of world"):
-            Batches(10, 4, seed=1, **bad)
 
 
 # -------------------------------------------------------------------------------------------------------------- loading

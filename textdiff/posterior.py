@@ -54,7 +54,11 @@ class Decode:
 
     def room(self, sizes: Tensor) -> Tensor:
         """(B,) how many tokens may still be written into texts of these sizes (B,)."""
-        return (self.longest - sizes).clamp_min(0) if self.longest else torch.full_like(sizes, torch.iinfo(torch.int64).max)
+        return (
+            (self.longest - sizes).clamp_min(0)
+            if self.longest
+            else torch.full_like(sizes, torch.iinfo(torch.int64).max)
+        )
 
 
 class Posterior(ABC):
