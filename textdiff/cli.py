@@ -194,7 +194,7 @@ Examples:
 
 Examples:
   textdiff evaluate runs/demo
-  textdiff evaluate runs/demo-autoregressive runs/demo-parallel --gaps 200
+  textdiff evaluate runs/demo runs/demo-autoregressive --gaps 200
   textdiff evaluate runs/mine --dataset texts.jsonl --split train --text-column body --train-split None --json""",
 }
 
