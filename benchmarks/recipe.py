@@ -24,6 +24,7 @@ from textdiff.keys import Key
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking
+from textdiff.recipe import know_places
 from textdiff.spectral import start_from_bigrams, start_from_neighbours
 from textdiff.tokenizer import encode, specials, train_tokenizer
 from textdiff.tokens import Specials
@@ -34,7 +35,7 @@ CORES = 2  # a budget of 100 s is 100 s of two cores: 200 s of processor time, w
 DEFAULTS = {
     "vocab": 4000, "context": 64, "shortest": 16, "batch": 16, "lr": 1e-3, "warmup": 0.05, "decay": 0.1,
     "optimizer": "adamw", "beta2": 0.98, "wd": 0.1, "clip": 1.0, "hidden": 256, "layers": 4, "heads": 4, "mlp": 640,
-    "spans": "1,2,4,8,16,64", "blank": 0.25, "power": 1.0, "weighted": 0, "context_loss": 1.0, "width": 16,
+    "spans": "1,2,4,8,16,64", "blank": 0.25, "power": 1.0, "weighted": 0, "context_loss": 1.0, "counted": 0.25,
     "masking": 0, "arch": "llama", "tie": 1, "init": 0.02, "seed": 0, "bidirectional": 0, "muon_lr": 0.02, "drop": 0.0,
     "theta": 10000.0, "local": 0, "bigrams": 0,
 }  # fmt: skip
@@ -101,7 +102,8 @@ def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) ->
                 group["lr"] = lr * scale
         numbers = batches.at(step)
         x0 = to_tokens([rows[n] for n in numbers], pad)
-        loss = udm(x0, Key.of(s["seed"], torch.tensor(numbers)).fold(step))
+        key = Key.of(s["seed"], torch.tensor(numbers)).fold(step)
+        loss = udm(know_places(x0, key, s["counted"]), key)
         (loss.total / loss.size).backward()
         torch.nn.utils.clip_grad_norm_(udm.parameters(), s["clip"])
         for optimizer in chain:
@@ -171,7 +173,7 @@ def main() -> None:
     process = process_type(ids, spans=tuple(float(x) for x in s["spans"].split(",")))
     objective = Objective(bool(s["weighted"]), s["blank"], s["power"])
     denoiser = Parallel(model, ids) if args.kind == "parallel" else Autoregressive(
-        model, ids, s["width"], 0.0 if s["bidirectional"] else s["context_loss"], bool(s["bidirectional"]))  # fmt: skip
+        model, ids, 0.0 if s["bidirectional"] else s["context_loss"], bool(s["bidirectional"]))  # fmt: skip
     udm = UDM(process, denoiser, objective)
     if args.ngrams:
         print(

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[C
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
         for kind in KINDS:
-            tokenizer = train_tokenizer(WORDS, 300, lengths=8 if kind == "parallel" else 0)
+            tokenizer = train_tokenizer(WORDS, 300, lengths=8)
             torch.manual_seed(0)
             model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64).eval()
             config = DiffusionConfig(denoiser=kind, temperature=0.7, num_steps=2, max_gap=3)
@@ -112,7 +112,7 @@ def edit(folder: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"colour": 1, "size": 2}, "has unknown keys colour, size; remove them"),
-        ({"width": "16"}, "width '16' is not int, as in 16"),
+        ({"num_steps": "1"}, "num_steps '1' is not int, as in 1"),
         ({"bidirectional": 1}, "bidirectional 1 is not bool"),
         ({"temperature": None}, "temperature None is not float"),
         ({"format": 2}, "is not of format 1; it needs another version of textdiff"),

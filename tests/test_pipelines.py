@@ -28,7 +28,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
         for kind in KINDS:
-            tokenizer = train_tokenizer(WORDS, 300, lengths=8 if kind == "parallel" else 0)
+            tokenizer = train_tokenizer(WORDS, 300, lengths=8)
             torch.manual_seed(0)
             model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64)
             Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind, max_gap=4)).save(folder / kind)

@@ -49,7 +49,7 @@ def document(draw: random.Random) -> str:
 
 def save_model(kind: str, folder: Path, texts: list[str], **changes: Any) -> None:
     """A tiny checkpoint to start from; `changes` go into the model's config.json."""
-    tokenizer = train_tokenizer(texts, 300, lengths=16 if kind == "parallel" else 0)
+    tokenizer = train_tokenizer(texts, 300, lengths=16)
     torch.manual_seed(0)
     model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64)
     Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind)).save(folder)

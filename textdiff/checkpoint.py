@@ -61,7 +61,6 @@ class DiffusionConfig:
         process: How texts are corrupted.
         schedule: How fast.
         staged: Fill by drawing the lengths of gaps first and their words after (delete-then-mask), with deletion.
-        width: Positions that a gap takes up before an autoregressive denoiser.
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
         rule: Which noise goes back in: fresh, posterior, ranked, or partial:RHO.
@@ -75,7 +74,6 @@ class DiffusionConfig:
     process: Literal["deletion", "masking"] = "deletion"
     schedule: Literal["linear", "cosine"] = "linear"
     staged: bool = False
-    width: int = 16
     bidirectional: bool = False
     num_steps: int = 1
     rule: str = "posterior"
@@ -116,7 +114,7 @@ class DiffusionConfig:
         """The denoiser around a stock model."""
         if self.denoiser == "parallel":
             return Parallel(model, ids)
-        return Autoregressive(model, ids, self.width, context, self.bidirectional)
+        return Autoregressive(model, ids, context, self.bidirectional)
 
     def likelihood(self, ids: Specials) -> tuple[Process, str]:
         """The process whose bound measures this denoiser, and what the figure is.

@@ -133,7 +133,7 @@ class Recipe:
 
     def make_tokenizer(self, texts: Any) -> "PreTrainedTokenizerBase":
         """The model's, the one named, or one trained on the texts (of a stream: on its first 10,000)."""
-        lengths = self.data.context if self.diffusion.denoiser == "parallel" else 0
+        lengths = self.data.context
         path = self.tokenizer.path or self.model.path
         if path is not None:
             try:

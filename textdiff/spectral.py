@@ -52,13 +52,11 @@ def factors(counts: Tensor, rank: int, smoothing: float = 50.0) -> tuple[Tensor,
 def start_from_bigrams(model: Any, rows: Sequence[Sequence[int]], ids: Specials) -> None:
     """Set the embeddings of a new Llama to bigram factors, and let the body begin as the identity.
 
-    The rows begin with BOS; they are counted as an autoregressive denoiser writes them, up to [END]. ValueError where
-    input and output embeddings are one matrix.
+    The rows begin with BOS. ValueError where input and output embeddings are one matrix.
     """
     source, target = _embeddings(model)
     vocab, width = source.shape
-    written = [[*row, ids.end] for row in rows]
-    x, y, log_p = factors(count_pairs(written, vocab), width - 2)
+    x, y, log_p = factors(count_pairs(rows, vocab), width - 2)
     x, stretch = _even(x, width)
     source.copy_(x)
     offset = (log_p - log_p.mean()) / CONSTANT

@@ -1,10 +1,15 @@
-"""Autoregressive q(x0 | xt): a stock language model reads xt and writes the contents of its slots, in order.
+"""Autoregressive q(x0 | xt): a stock language model reads xt, then writes the words of its gaps, in order.
 
-    q(x0 | xt) = prod_slots prod_i q(w_i | xt, earlier slots, w_<i)
+    q(words | xt) = prod_i q(w_i | xt, w_<i)
 
-A joint law over everything that is missing, of any length; at t = 1 it is plain language modelling, and its likelihood in
-one step is exact. Causal models read xt and then write (a prefix language model, fill-in-the-middle); encoder-decoder
-models read xt with the encoder.
+A joint law over everything that is missing. Lengths are drawn first (see `lengths`): at t = 1 that is plain language
+modelling of texts of a drawn length, and its likelihood in one step is exact.
+
+Causal models read xt and go on writing in the same sequence, each word under the position it has in the text: for the word
+w_i they are fed w_(i-1) at i - 1, whether it was given or just written. So a gap goes on from its left neighbour exactly as
+running text does, and its right neighbour is as far away as it really is; the bigrams and the local attention that serve
+running text serve gaps. A gap of any known length is a single [MASK] to read, and [END] stands where the text ends.
+Encoder-decoder models read xt with the encoder, and [FILL] opens every gap, as T5's sentinels do.
 """
 
 from abc import ABC, abstractmethod
@@ -15,33 +20,41 @@ from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.head import logits_at
-from textdiff.denoiser.slots import NO_LABEL, Contents, Slots, contents, find_slots, positions
-from textdiff.keys import Key
-from textdiff.posterior import Decode, Draw, Posterior, draw_tokens
-from textdiff.tokens import Specials, Tokens, repeat
+from textdiff.denoiser.lengths import LengthFirst, possible
+from textdiff.posterior import Decode, Posterior, draw_tokens
+from textdiff.tokens import Specials, Tokens
 
 
-class Lesson(NamedTuple):
-    """Logits (S, V) of every scored position, the label (S,), its row and element of x0 (S,), its weight, may it end."""
+class Events(NamedTuple):
+    """What a model is fed after xt or beside it, in order, right-padded; every field (B, C).
 
-    logits: Tensor
-    label: Tensor
-    row: Tensor
-    owner: Tensor
-    weight: Tensor
-    may_end: Tensor
+    ids, position: fed, and where in its text. asked: bool, an answer is scored. column: of the state, that it is for.
+    doc: -1 on padding. told: bool, it is fed after the state was read.
+    """
+
+    ids: Tensor
+    position: Tensor
+    asked: Tensor
+    column: Tensor
+    doc: Tensor
+    told: Tensor
 
 
 class Reader(ABC):
-    """How a family of models reads xt and is fed the contents."""
+    """How a family of models reads a state and is fed what it has to go on from."""
 
     @abstractmethod
-    def teach(self, xt: Tokens, told: Contents, context: float) -> Lesson:
-        """Score the contents; and xt itself, weighted by `context`, where the family can."""
+    def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (S, V) for the columns `where` (B, L), fed `fed` (B, L) for each, and for those of the visible columns
+        `known` that come for free; the row and column (S,) that each is for."""
 
     @abstractmethod
-    def begin(self, xt: Tokens) -> Any:
-        """Read xt; returns what `advance` needs."""
+    def feed(self, x: Tokens, ids: Tensor) -> Tensor:
+        """(B, L) what is fed to hear the answer for each column, where the text is `ids` (B, L)."""
+
+    @abstractmethod
+    def begin(self, x: Tokens) -> Any:
+        """Read x; returns what `advance` needs."""
 
     @abstractmethod
     def advance(self, memory: Any, ids: Tensor, position: Tensor) -> Tensor:
@@ -51,121 +64,89 @@ class Reader(ABC):
 class Autoregressive(Denoiser):
     """Any `AutoModelForSeq2SeqLM`, or any `AutoModelForCausalLM`. It is not told t.
 
-    width: how many positions a gap takes up (see `slots`).
     context: while training, a causal model also learns xt itself, -log q(xt) with this weight, from the same forward: on a
-        small corpus that is most of what it learns the language from. 0 trains the contents alone.
+        small corpus that is most of what it learns the language from. 0 trains the gaps alone.
     bidirectional: a causal model sees the whole of xt from everywhere in xt (a prefix-LM proper); context must be 0 then.
     """
 
-    def __init__(
-        self, model: Any, specials: Specials, width: int = 16, context: float = 1.0, bidirectional: bool = False
-    ) -> None:
+    def __init__(self, model: Any, specials: Specials, context: float = 1.0, bidirectional: bool = False) -> None:
         super().__init__()
         if bidirectional and context:
             raise ValueError(f"context {context} would train a bidirectional reader on what it sees; set it to 0")
         self.model, self.specials = model, specials
-        self.width, self.context, self.bidirectional = width, context, bidirectional
+        self.context, self.bidirectional = context, bidirectional
 
     @property
     def reader(self) -> Reader:
         """The way this model reads."""
         if self.model.config.is_encoder_decoder:
             return _EncoderDecoder(self.model, self.specials)
-        return _Causal(self.model, self.specials, self.width, self.bidirectional)
+        return _Causal(self.model, self.specials, self.bidirectional)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return _AutoregressivePosterior(self, xt)
 
 
-class _AutoregressivePosterior(Posterior):
+class _AutoregressivePosterior(LengthFirst):
     def __init__(self, denoiser: Autoregressive, xt: Tokens) -> None:
-        self.denoiser, self.specials, self.xt = denoiser, denoiser.specials, xt
+        super().__init__(xt, denoiser.specials)
+        self.denoiser, self.reader = denoiser, denoiser.reader
 
-    def log_prob(self, truth: Draw) -> Tensor:
-        """Of the contents; a causal model in training adds what it says of xt itself (see `context`)."""
-        told = contents(self.xt, truth, self.specials, self.denoiser.width)
-        context = self.denoiser.context if self.denoiser.training else 0.0
-        lesson = self.denoiser.reader.teach(self.xt, told, context)
-        logits = self._allowed(lesson.logits, lesson.may_end)
-        score = logits.float().log_softmax(-1).gather(1, lesson.label[:, None])[:, 0] * lesson.weight
-        result = torch.zeros(truth.x0.ids.shape, device=score.device)
-        return result.index_put((lesson.row, lesson.owner), score, accumulate=True)
+    def ask(self, x: Tokens, where: Tensor) -> Tensor:
+        logits, _, _ = self.reader.score(x, self.reader.feed(x, x.ids), where, torch.zeros_like(where))
+        return possible(logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device), self.specials)
 
-    def sample(self, decode: Decode, key: Key) -> Draw:
-        slots = find_slots(self.xt, self.specials, self.denoiser.width)
-        words, scores, row, slot = self._write(slots, decode, key)
-        counts = self.xt.valid.long()
-        gap = self.xt.ids == self.specials.gap
-        written = torch.zeros_like(slots.column).index_put((row, slot), torch.ones_like(row), accumulate=True)
-        counts = torch.where(gap, torch.zeros_like(counts).scatter(1, slots.column, written * slots.gap), counts)
-        index = repeat(counts)
-        x0, place = self.xt.take(index, self.specials.pad), index.clamp_min(0)
-        open_ = ((x0.ids == self.specials.gap) | (x0.ids == self.specials.mask)) & x0.valid
-        confidence = torch.zeros(open_.shape, device=open_.device).masked_scatter(open_, scores)
-        x0 = x0.with_(ids=x0.ids.masked_scatter(open_, words), score=torch.where(open_, confidence, x0.score))
-        return Draw(x0, place, confidence)
+    def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Every row writes its masks, one a turn."""
+        rows, count = torch.arange(len(x), device=mask.device), mask.sum(1)
+        order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : int(count.max())]
+        ids, sure, memory = x.ids.clone(), torch.zeros(mask.shape, device=mask.device), self.reader.begin(x)
+        for turn, column in enumerate(order.T):
+            live = turn < count
+            fed = self.reader.feed(x, ids)[rows, column]
+            logits = self.reader.advance(memory, fed, (column - 1).clamp_min(0))
+            word, score = draw_tokens(possible(logits, torch.zeros_like(live), self.specials), u[rows, column], decode)
+            ids[rows[live], column[live]], sure[rows[live], column[live]] = word[live], score[live]
+        return ids[mask], sure[mask]
 
-    def _write(self, slots: Slots, decode: Decode, key: Key) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Every row writes its slots, one token a turn. The words, their scores, rows and slots, in row-major order."""
-        rows = torch.arange(len(self.xt), device=self.xt.ids.device)
-        slot, within = torch.zeros_like(rows), torch.zeros_like(rows)
-        feed = slots.opener[:, 0]
-        reader, turn, log = self.denoiser.reader, 0, []
-        live = slot < slots.count
-        room = decode.room(self.xt.valid.sum(1))
-        memory = reader.begin(self.xt) if bool(live.any()) else None
-        while bool(live.any()):
-            at = slot.clamp_max(slots.column.shape[1] - 1)
-            gap, length = slots.gap[rows, at], slots.length[rows, at]
-            logits = reader.advance(memory, feed, slots.position[rows, at] + within)
-            u = key.fold(turn).uniform(1)[:, 0]
-            full = gap & ((within >= decode.max_gap) | (room <= 0))
-            word, score = draw_tokens(self._allowed(logits, gap), u, decode)
-            word = torch.where(full, self.specials.end, word)
-            done = torch.where(gap, word == self.specials.end, within == length)
-            wrote = live & ~done
-            room = room - (wrote & gap).long()
-            log.append((wrote, word, score, at))
-            slot, within = slot + (live & done), torch.where(done, 0, within + 1)
-            feed = torch.where(done, slots.opener[rows, slot.clamp_max(slots.opener.shape[1] - 1)], word)
-            live, turn = slot < slots.count, turn + 1
-        if not log:
-            empty = torch.zeros(0, dtype=torch.long, device=rows.device)
-            return empty, empty.float(), empty, empty
-        wrote, word, score, at = (torch.stack(part, 1) for part in zip(*log, strict=True))
-        return word[wrote], score[wrote], wrote.nonzero()[:, 0], at[wrote]
-
-    def _allowed(self, logits: Tensor, may_end: Tensor) -> Tensor:
-        """Logits (S, V) without what is no word, and with [END] only where a gap may end (S,)."""
-        end, banned = self.specials.end, torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        banned[[id for id in self.specials.not_text if id != end]] = True
-        logits = logits.masked_fill(banned, -torch.inf)
-        # one column in place, where a (S, V) mask would cost as much as the head itself
-        logits[:, end] = logits[:, end].masked_fill(~may_end, -torch.inf)
-        return logits
+    def answer(self, states: Tokens, where: Tensor, truth: Tensor) -> Tensor:
+        """Of the open places; a causal model in training adds what it says of the visible text (see `context`)."""
+        weight = self.denoiser.context if self.denoiser.training else 0.0
+        read = torch.where(where & (states.ids == self.specials.mask), truth, states.ids)
+        whole = ~(states.ids == self.specials.gap).any(1, keepdim=True)  # a state with gaps is read for lengths alone
+        known = states.joined().roll(1, 1) & whole & ~where & (weight > 0)
+        logits, row, column = self.reader.score(states, self.reader.feed(states, read), where, known)
+        gap = states.ids[row, column] == self.specials.gap
+        logits = possible(logits, gap, self.specials).float()
+        right = torch.where(gap, truth[row, column], read[row, column])
+        score = logits.log_softmax(-1).gather(1, right[:, None])[:, 0]
+        score = score * torch.where(where[row, column], 1.0, weight)
+        return torch.zeros(where.shape, device=score.device).index_put((row, column), score)
 
 
 class _EncoderDecoder(Reader):
-    """The encoder reads xt; the decoder is fed the contents. T5, BART and their kin, with positions of their own."""
+    """The encoder reads the state; the decoder is fed the words. T5, BART and their kin, with positions of their own."""
 
     def __init__(self, model: Any, specials: Specials) -> None:
         self.model, self.specials = model, specials
 
-    def teach(self, xt: Tokens, told: Contents, context: float) -> Lesson:
-        _refuse_packing(xt)
-        where = told.labels != NO_LABEL
-        fed = told.ids.masked_fill(told.doc < 0, self.specials.pad)
-        inputs = {"input_ids": xt.ids, "attention_mask": xt.valid.long(), "decoder_input_ids": fed, "use_cache": False}
-        logits = logits_at(self.model, where, **inputs)
-        label = told.labels[where]
-        return Lesson(
-            logits, label, where.nonzero()[:, 0], told.owner[where], torch.ones_like(label), told.may_end[where]
-        )
+    def feed(self, x: Tokens, ids: Tensor) -> Tensor:
+        begins = _run_starts(x, x.ids == self.specials.mask)
+        fed = torch.where(begins, self.specials.fill, ids.roll(1, 1))
+        return torch.where(x.ids == self.specials.gap, self.specials.gap, fed)
 
-    def begin(self, xt: Tokens) -> dict[str, Any]:
-        _refuse_packing(xt)
-        mask = xt.valid.long()
-        read = self.model.get_encoder()(input_ids=xt.ids, attention_mask=mask)
+    def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        _refuse_packing(x)
+        order = torch.argsort((~where).long(), dim=1, stable=True)[:, : max(int(where.sum(1).max()), 1)]
+        asked = where.gather(1, order)
+        ids = fed.gather(1, order).masked_fill(~asked, self.specials.pad)
+        inputs = {"input_ids": x.ids, "attention_mask": x.valid.long(), "decoder_input_ids": ids, "use_cache": False}
+        return logits_at(self.model, asked, **inputs), asked.nonzero()[:, 0], order[asked]
+
+    def begin(self, x: Tokens) -> dict[str, Any]:
+        _refuse_packing(x)
+        mask = x.valid.long()
+        read = self.model.get_encoder()(input_ids=x.ids, attention_mask=mask)
         return {"encoder_outputs": read, "attention_mask": mask, "past_key_values": None}
 
     def advance(self, memory: dict[str, Any], ids: Tensor, position: Tensor) -> Tensor:
@@ -174,79 +155,106 @@ class _EncoderDecoder(Reader):
         return output.logits[:, -1]
 
 
-def _refuse_packing(xt: Tokens) -> None:
-    if xt.packed:
+def _refuse_packing(x: Tokens) -> None:
+    if x.packed:
         raise ValueError("an encoder-decoder reads one document per row; set data.packed to false")
 
 
 class _Causal(Reader):
-    """xt, then the contents, in one sequence."""
+    """The state, [END], then the words, in one sequence."""
 
-    def __init__(self, model: Any, specials: Specials, width: int, bidirectional: bool) -> None:
-        self.model, self.specials, self.width, self.bidirectional = model, specials, width, bidirectional
+    def __init__(self, model: Any, specials: Specials, bidirectional: bool) -> None:
+        self.model, self.specials, self.bidirectional = model, specials, bidirectional
 
-    def teach(self, xt: Tokens, told: Contents, context: float) -> Lesson:
-        lead = xt.ids.shape[1]
-        doc = torch.cat([xt.doc, told.doc], 1)
-        told_part = (torch.arange(doc.shape[1], device=doc.device) >= lead).expand_as(doc)
-        # document by document, xt before its contents, padding last
-        order = (2 * doc + told_part).masked_fill(doc < 0, torch.iinfo(torch.int64).max).argsort(dim=1, stable=True)
-        order = order[:, : int((doc >= 0).sum(1).max())]
-        label, owner = self._context(xt, told, context)
+    def feed(self, x: Tokens, ids: Tensor) -> Tensor:
+        return torch.where(x.ids == self.specials.gap, self.specials.gap, ids.roll(1, 1))
 
-        def lay(first: Tensor, second: Tensor) -> Tensor:
-            return torch.cat([first, second], 1).gather(1, order)
-
-        ids, labels = lay(xt.ids, told.ids), lay(label, told.labels)
-        owners, ends = lay(owner, told.owner), lay(torch.zeros_like(xt.fixed), told.may_end)
-        doc, told_part = doc.gather(1, order), told_part.gather(1, order)
-        where = labels != NO_LABEL
+    def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        events = self._lay(x, fed, where, known)
         logits = logits_at(
             self.model,
-            where,
-            input_ids=ids.masked_fill(doc < 0, self.specials.pad),
-            attention_mask=self._mask(doc, told_part, xt.packed),
-            position_ids=lay(positions(xt, self.specials, self.width), told.position),
+            events.asked,
+            input_ids=events.ids,
+            attention_mask=self._mask(events, x.packed),
+            position_ids=events.position,
             use_cache=False,
         )
-        weight = torch.where(told_part[where], 1.0, context)
-        return Lesson(logits, labels[where], where.nonzero()[:, 0], owners[where], weight, ends[where])
+        return logits, events.asked.nonzero()[:, 0], events.column[events.asked]
 
-    def _context(self, xt: Tokens, told: Contents, context: float) -> tuple[Tensor, Tensor]:
-        """The next token of xt as a label of every column, booked on itself; nothing where it is a marker."""
-        following = torch.roll(xt.ids, -1, 1)
-        marker = (following == self.specials.gap) | (following == self.specials.mask)
-        known = xt.joined() & ~marker & (context > 0)
-        return following.masked_fill(~known, NO_LABEL), torch.roll(told.seen, -1, 1).clamp_min(0)
+    def _lay(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> Events:
+        """Document by document, the state, [END], then what is fed for `where`.
 
-    def _mask(self, doc: Tensor, told_part: Tensor, packed: bool) -> Tensor:
+        The token left of a `known` column, being read, answers for that column.
+        """
+        mask = x.ids == self.specials.mask
+        column = torch.arange(x.ids.shape[1], device=x.ids.device).expand_as(x.ids)
+        place = column - _first(x)
+        runs_on = mask & ~_run_starts(x, mask)
+        gap = x.ids == self.specials.gap
+        follows = x.joined() & known.roll(-1, 1) & ~mask & ~gap
+        never = torch.zeros_like(where)
+        parts = [
+            (x.ids, place, x.valid & ~runs_on, follows, column + 1),
+            (torch.full_like(x.ids, self.specials.end), place + 1, x.valid & ~x.joined(), never, column),
+            (fed, torch.where(gap, place, place - 1), where, where, column),
+        ]
+        ids, position, live, asked, answers = (torch.cat(values, 1) for values in zip(*parts, strict=True))
+        number = torch.arange(len(parts), device=ids.device).repeat_interleave(x.ids.shape[1]).expand_as(ids)
+        doc = x.doc.repeat(1, len(parts)).masked_fill(~live, -1)
+        order = (len(parts) * doc + number).masked_fill(~live, torch.iinfo(torch.int64).max)
+        order = order.argsort(dim=1, stable=True)[:, : int(live.sum(1).max())]
+        live, doc = live.gather(1, order), doc.gather(1, order)
+        return Events(
+            ids.gather(1, order).masked_fill(~live, self.specials.pad),
+            position.gather(1, order).masked_fill(~live, 0),
+            asked.gather(1, order) & live,
+            answers.gather(1, order),
+            doc,
+            number.gather(1, order) == len(parts) - 1,
+        )
+
+    def _mask(self, events: Events, packed: bool) -> Tensor:
         """(B, N) where plain causality does, else an additive (B, 1, N, N)."""
+        doc, told = events.doc, events.told
         if not (packed or self.bidirectional):
             return (doc >= 0).long()
         column = torch.arange(doc.shape[1], device=doc.device)
         sees = column[None, None, :] <= column[None, :, None]  # (1, query, key)
         if self.bidirectional:
-            sees = sees | ~told_part[:, None, :]
-            sees = sees & (told_part[:, :, None] | ~told_part[:, None, :])
-        return self._bias(sees & (doc[:, :, None] == doc[:, None, :]))
-
-    def _bias(self, sees: Tensor) -> Tensor:
+            sees = sees | ~told[:, None, :]
+            sees = sees & (told[:, :, None] | ~told[:, None, :])
+        sees = sees & (doc[:, :, None] == doc[:, None, :])
         lowest = torch.finfo(self.model.dtype).min
         return torch.zeros(sees.shape, dtype=self.model.dtype, device=sees.device).masked_fill(~sees, lowest)[:, None]
 
-    def begin(self, xt: Tokens) -> dict[str, Any]:
-        if xt.packed:
+    def begin(self, x: Tokens) -> dict[str, Any]:
+        if x.packed:
             raise ValueError("packed documents are for training; give one text per row to fill")
-        mask = xt.valid.long()
-        shown = mask
-        if self.bidirectional:
-            shown = self._bias(xt.valid[:, None, :].expand(-1, xt.ids.shape[1], -1))
-        place = positions(xt, self.specials, self.width)
-        read = self.model.base_model(input_ids=xt.ids, attention_mask=shown, position_ids=place, use_cache=True)
-        return {"past_key_values": read.past_key_values, "attention_mask": mask}
+        never = torch.zeros_like(x.fixed)
+        events = self._lay(x, x.ids, never, never)
+        mask = self._mask(events, packed=False)
+        read = self.model.base_model(
+            input_ids=events.ids, attention_mask=mask, position_ids=events.position, use_cache=True
+        )
+        return {"past_key_values": read.past_key_values, "attention_mask": (events.doc >= 0).long()}
 
     def advance(self, memory: dict[str, Any], ids: Tensor, position: Tensor) -> Tensor:
         memory["attention_mask"] = torch.cat([memory["attention_mask"], torch.ones_like(ids)[:, None]], 1)
         output = self.model(**memory, input_ids=ids[:, None], position_ids=position[:, None], use_cache=True)
         memory["past_key_values"] = output.past_key_values
         return output.logits[:, -1]
+
+
+def _run_starts(x: Tokens, mask: Tensor) -> Tensor:
+    """The first mask of every run of masks of one document."""
+    continues = torch.zeros_like(mask)
+    continues[:, 1:] = mask[:, :-1] & (x.doc[:, 1:] == x.doc[:, :-1])
+    return mask & ~continues
+
+
+def _first(x: Tokens) -> Tensor:
+    """(B, L) the column in which the document of each element begins."""
+    column = torch.arange(x.ids.shape[1], device=x.ids.device).expand_as(x.ids)
+    starts = torch.ones_like(x.fixed)
+    starts[:, 1:] = x.doc[:, 1:] != x.doc[:, :-1]
+    return column.masked_fill(~starts, 0).cummax(1).values
