@@ -507,7 +507,9 @@ def plain_nll(model, row: list[int]) -> float:
     """
     count = len(row)
     if model.config.is_encoder_decoder:
-        length = model(input_ids=torch.tensor([[1, NAMED.gap]]), decoder_input_ids=torch.tensor([[NAMED.gap]])).logits[0]
+        length = model(input_ids=torch.tensor([[1, NAMED.gap]]), decoder_input_ids=torch.tensor([[NAMED.gap]])).logits[
+            0
+        ]
         page, fed = torch.tensor([[1, *[NAMED.mask] * count]]), torch.tensor([[NAMED.fill, *row][: max(count, 1)]])
         words = model(input_ids=page, decoder_input_ids=fed).logits[0, :count]
     else:
