@@ -168,7 +168,7 @@ def main() -> None:
             )
     model = model_of(args.kind, s, len(tokenizer), ids)
     if s["bigrams"]:
-        (start_from_neighbours if args.kind == "parallel" else start_from_bigrams)(model, rows, ids)
+        (start_from_neighbours if args.kind == "parallel" else start_from_bigrams)(model, rows)
     process_type = Masking if s["masking"] else Deletion
     process = process_type(ids, spans=tuple(float(x) for x in s["spans"].split(",")))
     objective = Objective(bool(s["weighted"]), s["blank"], s["power"])

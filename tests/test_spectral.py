@@ -54,7 +54,7 @@ def test_untrained_model_knows_bigrams(kind: str) -> None:
         torch.manual_seed(0)
         model = new_model(kind, "tiny", IDS, VOCAB, 256).eval()
         if begun:
-            start(model, markov_rows(0), IDS)
+            start(model, markov_rows(0))
         denoiser = Parallel(model, IDS) if kind == "parallel" else Autoregressive(model, IDS)
         process = Masking(IDS) if kind == "parallel" else Deletion(IDS)
         rows = markov_rows(1, 64)
@@ -65,7 +65,7 @@ def test_untrained_model_knows_bigrams(kind: str) -> None:
 
 def test_first_layer_looks_at_neighbours() -> None:
     model = new_model("parallel", "tiny", IDS, VOCAB, 256)
-    start_from_neighbours(model, markov_rows(0), IDS)
+    start_from_neighbours(model, markov_rows(0))
     model.set_attn_implementation("eager")
     attention = model(torch.tensor([markov_rows(1, 1)[0]]), output_attentions=True).attentions[0][0].detach()
     inner = torch.arange(2, 18)
@@ -80,4 +80,4 @@ def test_tied_embeddings_are_refused() -> None:
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=True
     )
     with pytest.raises(ValueError, match="tie_word_embeddings"):
-        start_from_bigrams(LlamaForCausalLM(config), markov_rows(0), IDS)
+        start_from_bigrams(LlamaForCausalLM(config), markov_rows(0))

@@ -161,7 +161,7 @@ class Recipe:
         model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
         if self.model.start == "bigrams" and kind in STARTS:
             sample = rows.take(50_000) if self.data.streaming else rows
-            STARTS[kind](model, [row["ids"] for row in sample], ids)
+            STARTS[kind](model, [row["ids"] for row in sample])
         return model
 
     def make_udm(self, model: Any, ids: Specials) -> UDM:

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textdiff.tokens import Specials
-
 CONSTANT = 3.0  # the constant dimension, where the stream has a root mean square of 1
 SHARPNESS = 40.0  # the score of the neighbour that a head looks at, before the softmax
 
@@ -49,7 +47,7 @@ def factors(counts: Tensor, rank: int, smoothing: float = 50.0) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def start_from_bigrams(model: Any, rows: Sequence[Sequence[int]], ids: Specials) -> None:
+def start_from_bigrams(model: Any, rows: Sequence[Sequence[int]]) -> None:
     """Set the embeddings of a new Llama to bigram factors, and let the body begin as the identity.
 
     The rows begin with BOS. ValueError where input and output embeddings are one matrix.
@@ -67,7 +65,7 @@ def start_from_bigrams(model: Any, rows: Sequence[Sequence[int]], ids: Specials)
 
 
 @torch.no_grad()
-def start_from_neighbours(model: Any, rows: Sequence[Sequence[int]], ids: Specials) -> None:
+def start_from_neighbours(model: Any, rows: Sequence[Sequence[int]]) -> None:
     """Let a new ModernBERT begin as the product of what the left and the right neighbour say of a masked word.
 
     Half of the embedding is what a word says of the next one, half what it says of the one before. The first layer's heads
@@ -142,7 +140,7 @@ def _even(x: Tensor, width: int) -> tuple[Tensor, float]:
 
 
 # what a model from scratch of each kind begins from; an encoder-decoder begins random
-STARTS: dict[str, Callable[[Any, Sequence[Sequence[int]], Specials], None]] = {
+STARTS: dict[str, Callable[[Any, Sequence[Sequence[int]]], None]] = {
     "autoregressive": start_from_bigrams,
     "parallel": start_from_neighbours,
 }
