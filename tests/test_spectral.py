@@ -73,6 +73,24 @@ def test_first_layer_looks_at_neighbours() -> None:
     assert attention[3, inner, inner + 1].min() > 0.9
 
 
+def test_first_layer_looks_across_a_gap() -> None:
+    """Fed the word before a gap's last, one head sees the gap's right neighbour; fed others, at most BOS or their like."""
+    model = new_model("autoregressive", "tiny", IDS, VOCAB, 256)
+    start_from_bigrams(model, markov_rows(0))
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([[IDS.bos, 20, 21, IDS.mask, 25, 26, IDS.end, 21, 22, 40]])  # three words are missing after 21
+    place = torch.tensor([[0, 1, 2, 3, 6, 7, 8, 2, 3, 4]])
+    read = model(ids, position_ids=place, output_attentions=True)
+    looks = read.attentions[0][0, 0].detach()
+    assert looks[9, 4] > 0.9  # 40 at place 4 sees 25 at place 6
+    assert looks[7, 4] < 0.01 and looks[7, 0] > 0.5
+    assert looks[8, 4] < 0.5  # one place nearer, and it sees something already
+    sure = read.logits[0, 9].log_softmax(-1)
+    place[:, 4:7] += 1  # the control: one word more is missing, and 40 is fed for the last but one
+    further = model(ids, position_ids=place).logits[0, 9].log_softmax(-1)
+    assert sure[24] > further[24] + 1
+
+
 def test_tied_embeddings_are_refused() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 

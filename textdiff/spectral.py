@@ -48,20 +48,59 @@ def factors(counts: Tensor, rank: int, smoothing: float = 50.0) -> tuple[Tensor,
 
 @torch.no_grad()
 def start_from_bigrams(model: Any, rows: Sequence[Sequence[int]]) -> None:
-    """Set the embeddings of a new Llama to bigram factors, and let the body begin as the identity.
+    """Let a new Llama begin as what the word before says of the next one, times what the word after a gap says of its last.
 
-    The rows begin with BOS. ValueError where input and output embeddings are one matrix.
+    The stream hands the embedding, bigram factors, on to the head. One head of the first layer looks two to the right: fed
+    the word before the last of a gap, it sees the gap's right neighbour there, and copies what that says of the word before
+    it; where it sees nothing, it looks at BOS, which says nothing. The rest of the body begins as the identity.
+
+    The rows begin with BOS, and the model's end token is read after them. ValueError where input and output embeddings are
+    one matrix.
     """
     source, target = _embeddings(model)
     vocab, width = source.shape
-    x, y, log_p = factors(count_pairs(rows, vocab), width - 2)
-    x, stretch = _even(x, width)
+    size = width // model.config.num_attention_heads
+    aside = size // 2
+    end = [model.config.eos_token_id]
+    counts = count_pairs([[*row, *end] for row in rows], vocab)
+    after, after_out, log_p = factors(counts, width - 2 * aside - 3)
+    before, before_out, _ = factors(counts.t().coalesce(), aside)
+    first = torch.zeros(vocab, 1)
+    first[rows[0][0]] = CONSTANT
+    nothing, offset = torch.zeros(vocab, aside), (log_p - log_p.mean())[:, None] / CONSTANT
+    # what is copied from the right gets a place of its own, for a word says nothing of the one before itself
+    x, stretch = _even(torch.cat([after, nothing, before, first], 1), width)
     source.copy_(x)
-    offset = (log_p - log_p.mean()) / CONSTANT
-    target.copy_(torch.cat([y * stretch, offset[:, None], torch.zeros(vocab, 1)], 1))
+    target.copy_(torch.cat([after_out * stretch, before_out * stretch, nothing, first * 0, offset, first * 0], 1))
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
+    _look_ahead(model.model.layers[0].self_attn, model.model.rotary_emb.inv_freq, x[rows[0][0]], width, size)
+
+
+def _look_ahead(attention: Any, frequency: Tensor, bos: Tensor, width: int, size: int) -> None:
+    """One head that looks two to the right, and at BOS where nothing is there: a little weaker, and from everywhere."""
+    aside, constant = size // 2, width - 2
+    query, key = _glance(frequency, size, 2.0)
+    slow = torch.zeros(size)
+    slow[size // 2 - 3 : size // 2] = (0.92 * SHARPNESS * size**0.5 / 3) ** 0.5
+    for matrix in (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight):
+        matrix[:size].zero_()
+    attention.q_proj.weight[:size, constant] = (query + slow) / CONSTANT
+    attention.k_proj.weight[:size, constant] = key / CONSTANT
+    attention.k_proj.weight[:size, constant - 1] = slow / bos[constant - 1]
+    copied = torch.arange(aside)
+    attention.v_proj.weight[copied, width - 3 - aside + copied] = 1.0
+    attention.o_proj.weight[width - 3 - 2 * aside + copied, copied] = 1.0
+
+
+def _glance(frequency: Tensor, size: int, step: float) -> tuple[Tensor, Tensor]:
+    """A constant query and key (size,) of a head that looks `step` places to the right: one is the other, rotated."""
+    sharp = (frequency > 0.1).float()  # slow rotations hardly tell neighbours apart
+    gain = (SHARPNESS * size**0.5 / sharp.sum()) ** 0.5
+    query = torch.cat([sharp, torch.zeros(size // 2)])
+    key = torch.cat([sharp * (frequency * step).cos(), -sharp * (frequency * step).sin()])
+    return query * gain, key * gain
 
 
 @torch.no_grad()
@@ -94,20 +133,17 @@ def start_from_neighbours(model: Any, rows: Sequence[Sequence[int]]) -> None:
 
 
 def _look_aside(attention: Any, model: Any, constant: int, heads: int, size: int) -> None:
-    """Heads that look at the neighbour: the query is constant, the key is the same vector one rotation further."""
+    """Heads that look at the neighbour, the first half of them at the left one, and copy their part of it."""
     frequency = model.model.rotary_emb.sliding_attention_inv_freq if _sliding(model) else None
     if frequency is None:
         frequency = model.model.rotary_emb.full_attention_inv_freq
-    sharp = (frequency > 0.1).float()  # slow rotations hardly tell neighbours apart
-    gain = (SHARPNESS * size**0.5 / sharp.sum()) ** 0.5
     weight, width = attention.Wqkv.weight, heads * size
     weight.zero_()
     for head in range(heads):
-        step = -1.0 if head < heads // 2 else 1.0
+        query, key = _glance(frequency, size, -1.0 if head < heads // 2 else 1.0)
         rows = torch.arange(head * size, (head + 1) * size)
-        weight[rows, constant] = torch.cat([sharp, torch.zeros(size // 2)]) * gain / CONSTANT
-        turned = torch.cat([sharp * (frequency * step).cos(), -sharp * (frequency * step).sin()])
-        weight[width + rows, constant] = turned * gain / CONSTANT
+        weight[rows, constant] = query / CONSTANT
+        weight[width + rows, constant] = key / CONSTANT
         weight[2 * width + rows, rows] = 1.0
         attention.Wo.weight[rows, rows] = 1.0
     # the constant is every token's own already

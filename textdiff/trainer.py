@@ -44,6 +44,7 @@ class TrainerConfig:
         optimizer: adamw, or muon for the matrices of the body (slow on CPUs: torch's computes in bfloat16).
         lr: Peak learning rate of adamw.
         muon_lr: Peak learning rate of muon.
+        embedding_lr: Peak learning rate of embeddings and head, as a share of lr.
         weight_decay: Of the body's matrices.
         beta2: Of adamw.
         warmup: Share of the run to warm up in.
@@ -70,6 +71,7 @@ class TrainerConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     muon_lr: float = 0.02
+    embedding_lr: float = 1.0
     weight_decay: float = 0.1
     beta2: float = 0.98
     warmup: float = 0.05
@@ -137,8 +139,9 @@ class Trainer:
             body = udm.denoiser.model.base_model
             body.forward = torch.compile(body.forward, dynamic=True)
         chain = optimizers(
-            udm, config.optimizer, config.lr, config.muon_lr, weight_decay=config.weight_decay, beta2=config.beta2
-        )
+            udm, config.optimizer, config.lr, config.muon_lr,
+            embedding_lr=config.embedding_lr, weight_decay=config.weight_decay, beta2=config.beta2,
+        )  # fmt: skip
         self.model, *self.optimizers = self.accelerator.prepare(udm, *chain)
         self.peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self.ema = Ema(self.udm, config.ema) if config.ema else None
