@@ -198,7 +198,7 @@ def test_evaluate(run: object) -> None:
         "--windows",
         "6",
         "--context",
-        "24",
+        "16",
     )
     code, out, _ = run(*words)
     lines = out.splitlines()

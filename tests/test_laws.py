@@ -616,6 +616,15 @@ def test_a_posterior_is_a_law(denoiser) -> None:
 
 
 @every_denoiser
+def test_a_length_that_cannot_be_said_is_no_likelihood(denoiser) -> None:
+    """Three words on a blank page, where two are the most that there is a token for."""
+    udm = UDM(Deletion(NAMED), denoiser())
+    assert bool(udm.bound(words_of([[X, Y]]), Key.of(0, 1)).isfinite().all())
+    with pytest.raises(ValueError, match=r"3 tokens are missing in a gap, more than this model has a length for \(2\)"):
+        udm.bound(words_of([[X, Y], [X, Y, Y]]), Key.of(0, 2))
+
+
+@every_denoiser
 def test_draws_follow_the_posterior(denoiser) -> None:
     """The empirical law of `sample` is exp log_prob. N = 10,000 draws, chi-square, false alarm 1e-6."""
     model, count = denoiser().eval(), 10_000

@@ -57,7 +57,7 @@ def test_untrained_model_knows_bigrams(kind: str) -> None:
             start(model, markov_rows(0))
         denoiser = Parallel(model, IDS) if kind == "parallel" else Autoregressive(model, IDS)
         process = Masking(IDS) if kind == "parallel" else Deletion(IDS)
-        rows = markov_rows(1, 64)
+        rows = [row[:10] for row in markov_rows(1, 64)]  # as long as there are length tokens for
         nats[begun] = bound(UDM(process, denoiser), rows, [len(row) for row in rows], pad=IDS.pad, draws=4).nats
     assert nats[False] > 3.6
     assert nats[True] < nats[False] - 0.8

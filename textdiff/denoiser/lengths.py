@@ -87,8 +87,14 @@ class LengthFirst(Posterior):
         if len(rows):
             missing = torch.zeros_like(self.xt.ids).scatter_add(1, place, x0.valid.long())[rows]
             lengths = torch.tensor(self.specials.lengths, device=missing.device)
-            known = lengths[missing.clamp_max(len(lengths) - 1)]  # longer gaps count as the longest that can be said
-            truth[len(x0) :, : known.shape[1]] = known
+            gap = self.xt.ids[rows] == self.specials.gap
+            most = int((missing * gap).max())
+            if most >= len(lengths):
+                raise ValueError(
+                    f"{most} tokens are missing in a gap, more than this model has a length for ({len(lengths) - 1}); "
+                    "give shorter texts (--context), or a tokenizer with more length tokens"
+                )
+            truth[len(x0) :, : gap.shape[1]] = lengths[missing * gap]
         return truth
 
 
