@@ -106,6 +106,10 @@ INFILL = ("infill", "parallel")
         (("train", "--data.dataset", "texts", "--data.context", "1"), ["context=1"]),
         (("train", "--data.dataset", "texts", "--model.preset", "huge"), ["huge", "tiny", "small", "base"]),
         (("train", "--data.dataset", "texts", "--model.path", "texts"), ["texts has no tokenizer", "--tokenizer.path"]),
+        (
+            ("train", "--data.dataset", "texts", "--model.path", "autoregressive", "--diffusion.denoiser", "autoregressive"),
+            ["data.context 64 is more than autoregressive reads", "give up to 63"],
+        ),
         (("train", "--data.dataset", "texts", "--tokenizer.vocab", "9"), ["vocab_size=9 is too small"]),
         (("train", "--config", "missing.yaml"), ["missing.yaml is not a file", "--config takes a YAML file"]),
         (("train", "--config"), ["--config needs a file"]),

@@ -272,3 +272,20 @@ def test_a_text_never_outgrows_the_model(kind: str, tools: dict) -> None:
         assert int(written.valid.sum()) <= 2 * longest
     free = [infill([parts], steps=6, seed=seed, **(tools[kind] | {"longest": None}))[0][0] for seed in range(3)]
     assert max(len(result.text.encode()) for result in free) > 2 * longest  # the control
+
+
+def test_a_model_with_learned_positions_is_filled_to_the_last(tools: dict) -> None:
+    """A causal model reads [END] after the text: one place of its positions is for that."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer, limit = tools["autoregressive"]["tokenizer"], 24
+    shape = {"n_positions": limit, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).eval()
+    small = Checkpoint(model, tokenizer, DiffusionConfig(denoiser="autoregressive")).tools()
+    assert small["longest"] == limit - 1
+    for seed in range(5):
+        assert_faithful(["We ", Gap(), "!"], infill([["We ", Gap(), "!"]], seed=seed, **small)[0][0])
+    full = len(start_state([["We ", Gap(5), "!"]], tokenizer, small["specials"]).ids[0])
+    assert len(infill([["We ", Gap(limit - 1 - full + 5), "!"]], **small)[0][0].gaps) == 1
+    with pytest.raises(ValueError, match=f"the text has {limit} tokens, the model reads {limit - 1}"):
+        infill([["We ", Gap(limit - full + 5), "!"]], **small)

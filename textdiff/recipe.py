@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from textdiff.card import model_card
-from textdiff.checkpoint import Checkpoint, DiffusionConfig
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, longest
 from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
 from textdiff.evaluation import bound
 from textdiff.gaps import infill, parse
@@ -157,7 +157,11 @@ class Recipe:
         kind, ids = self.diffusion.denoiser, specials(tokenizer)
         torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
         if self.model.path is not None:
-            return pretrained_model(kind, self.model.path, tokenizer)
+            model = pretrained_model(kind, self.model.path, tokenizer)
+            limit = longest(model, kind)
+            if limit is not None and self.data.context > limit:
+                raise ValueError(f"data.context {self.data.context} is more than {self.model.path} reads; give up to {limit}")
+            return model
         model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
         if self.model.start == "bigrams" and kind in STARTS:
             sample = rows.take(50_000) if self.data.streaming else rows
