@@ -22,6 +22,7 @@ from textdiff.evaluation import bound, gap_cases, gap_score
 from textdiff.gaps import Gap, infill
 from textdiff.keys import Key
 from textdiff.ngram import trigram_nll, unigram_nll
+from textdiff.optim import optimizers
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking
 from textdiff.recipe import know_places
@@ -37,7 +38,7 @@ DEFAULTS = {
     "optimizer": "adamw", "beta2": 0.98, "wd": 0.1, "clip": 1.0, "hidden": 256, "layers": 4, "heads": 4, "mlp": 640,
     "spans": "1,2,4,8,16,64", "blank": 0.25, "power": 1.0, "weighted": 0, "context_loss": 1.0, "counted": 0.25,
     "masking": 0, "arch": "llama", "tie": 1, "init": 0.02, "seed": 0, "bidirectional": 0, "muon_lr": 0.02, "drop": 0.0,
-    "theta": 10000.0, "local": 0, "bigrams": 0,
+    "theta": 10000.0, "local": 0, "bigrams": 0, "embedding_lr": 1.0, "residual_drop": 0.0,
 }  # fmt: skip
 
 
@@ -73,21 +74,21 @@ def model_of(kind: str, s: dict, vocab: int, ids: Specials) -> torch.nn.Module:
     return AutoModelForCausalLM.from_config(config)
 
 
-def optimizers(model: torch.nn.Module, s: dict) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n
-                and "decoder" not in n]  # fmt: skip
-    others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    adamw = {"betas": (0.9, s["beta2"]), "fused": True}
-    if s["optimizer"] == "muon":
-        return [torch.optim.Muon(matrices, lr=s["muon_lr"], weight_decay=s["wd"]),
-                torch.optim.AdamW(others, lr=s["lr"], weight_decay=0.0, **adamw)]  # fmt: skip
-    return [torch.optim.AdamW([{"params": matrices, "weight_decay": s["wd"]}, {"params": others, "weight_decay": 0.0}],
-                              lr=s["lr"], **adamw)]  # fmt: skip
+def drop_residuals(model: torch.nn.Module, share: float) -> None:
+    """Dropout on what each block of a Llama adds to the stream, which transformers' has no option for."""
+
+    def drop(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.dropout(output, share, module.training)
+
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.down_proj.register_forward_hook(drop)
 
 
 def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) -> dict:
     """Fixed processor time; the learning rate follows the share of it that is used up."""
-    chain = optimizers(udm.denoiser.model, s)
+    chain = optimizers(udm, s["optimizer"], s["lr"], s["muon_lr"], embedding_lr=s["embedding_lr"], weight_decay=s["wd"],
+                       beta2=s["beta2"])  # fmt: skip
     base = [[group["lr"] for group in o.param_groups] for o in chain]
     batches = Batches(len(rows), s["batch"], s["seed"], lengths=[len(row) for row in rows])
     spent, step, tokens = 0.0, 0, 0
@@ -127,7 +128,13 @@ def measure(udm: UDM, kind: str, tokenizer: PreTrainedTokenizerBase, ids: Specia
     udm.eval()
     for name, words, count in (("one", (1, 1), 400), ("five", (1, 5), 200)):
         cases = gap_cases(val["test"], count, words=words)
-        tools = {"denoiser": udm.denoiser, "tokenizer": tokenizer, "specials": ids, "process": Deletion(ids)}
+        tools = {
+            "denoiser": udm.denoiser,
+            "tokenizer": tokenizer,
+            "specials": ids,
+            "process": Deletion(ids),
+            "longest": 256,
+        }
         decode = Decode(temperature=0.0, max_gap=20)
         for known in (False, True):
             texts = [[c.left, Gap(len(encode(tokenizer, " " + c.answer)) if known else None), c.right] for c in cases]
@@ -167,6 +174,8 @@ def main() -> None:
                 "bpb",
             )
     model = model_of(args.kind, s, len(tokenizer), ids)
+    if s["residual_drop"]:
+        drop_residuals(model, s["residual_drop"])
     if s["bigrams"]:
         (start_from_neighbours if args.kind == "parallel" else start_from_bigrams)(model, rows)
     process_type = Masking if s["masking"] else Deletion
@@ -196,7 +205,13 @@ def main() -> None:
     args.log.parent.mkdir(parents=True, exist_ok=True)
     with args.log.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    tools = {"denoiser": udm.denoiser, "tokenizer": tokenizer, "specials": ids, "process": Deletion(ids)}
+    tools = {
+        "denoiser": udm.denoiser,
+        "tokenizer": tokenizer,
+        "specials": ids,
+        "process": Deletion(ids),
+        "longest": 256,
+    }
     for text in (
         ["My fellow ", Gap(), ", the state of our union is ", Gap(), "."],
         ["We must ", Gap(), " the economy."],

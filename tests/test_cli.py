@@ -107,7 +107,15 @@ INFILL = ("infill", "parallel")
         (("train", "--data.dataset", "texts", "--model.preset", "huge"), ["huge", "tiny", "small", "base"]),
         (("train", "--data.dataset", "texts", "--model.path", "texts"), ["texts has no tokenizer", "--tokenizer.path"]),
         (
-            ("train", "--data.dataset", "texts", "--model.path", "autoregressive", "--diffusion.denoiser", "autoregressive"),
+            (
+                "train",
+                "--data.dataset",
+                "texts",
+                "--model.path",
+                "autoregressive",
+                "--diffusion.denoiser",
+                "autoregressive",
+            ),
             ["data.context 64 is more than autoregressive reads", "give up to 63"],
         ),
         (("train", "--data.dataset", "texts", "--tokenizer.vocab", "9"), ["vocab_size=9 is too small"]),

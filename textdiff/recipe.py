@@ -160,7 +160,8 @@ class Recipe:
             model = pretrained_model(kind, self.model.path, tokenizer)
             limit = longest(model, kind)
             if limit is not None and self.data.context > limit:
-                raise ValueError(f"data.context {self.data.context} is more than {self.model.path} reads; give up to {limit}")
+                reads = f"{self.model.path} reads; give up to {limit}"
+                raise ValueError(f"data.context {self.data.context} is more than {reads}")
             return model
         model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
         if self.model.start == "bigrams" and kind in STARTS:
