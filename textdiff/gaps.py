@@ -47,7 +47,10 @@ Parts = Sequence[str | Gap]
 
 @dataclass(frozen=True)
 class Filled:
-    """One gap's content: its text, its place [start, end) in the whole text, and its log-probability in nats."""
+    """One gap's content, its place [start, end) in the whole text, and its words' log-probability in nats.
+
+    The score is that of the words given how many there are, as the model drew them: scores of one length compare.
+    """
 
     text: str
     start: int
