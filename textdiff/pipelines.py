@@ -25,7 +25,8 @@ class TextInfillingPipeline(Pipeline):
     Input: a text with `[GAP]`, or a list of parts such as `["My fellow ", Gap(), "."]`, or a list of either. Options, at
     construction or at the call: num_return_sequences, num_steps, rule, temperature, top_k, top_p, max_gap, seed.
     Output per text: one dict per sequence, {"generated_text", "score", "gaps": [{"text", "start", "end", "score"}]}, the
-    scores being log-probabilities in nats of the words, given how many there are; offsets count characters of generated_text.
+    scores being log-probabilities in nats of the words, given how many there are; offsets count characters of
+    generated_text.
     """
 
     _load_processor = False
