@@ -117,6 +117,11 @@ def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) ->
     return {"steps": step, "tokens": tokens, "tokens_per_s": round(tokens / spent)}
 
 
+def tools_of(udm: UDM, tokenizer: PreTrainedTokenizerBase, ids: Specials) -> dict:
+    """What `infill` needs."""
+    return {"denoiser": udm.denoiser, "tokenizer": tokenizer, "specials": ids, "process": Deletion(ids), "longest": 256}
+
+
 def measure(udm: UDM, kind: str, tokenizer: PreTrainedTokenizerBase, ids: Specials, val: dict) -> dict:
     result = {}
     if kind == "parallel":
@@ -128,13 +133,7 @@ def measure(udm: UDM, kind: str, tokenizer: PreTrainedTokenizerBase, ids: Specia
     udm.eval()
     for name, words, count in (("one", (1, 1), 400), ("five", (1, 5), 200)):
         cases = gap_cases(val["test"], count, words=words)
-        tools = {
-            "denoiser": udm.denoiser,
-            "tokenizer": tokenizer,
-            "specials": ids,
-            "process": Deletion(ids),
-            "longest": 256,
-        }
+        tools = tools_of(udm, tokenizer, ids)
         decode = Decode(temperature=0.0, max_gap=20)
         for known in (False, True):
             texts = [[c.left, Gap(len(encode(tokenizer, " " + c.answer)) if known else None), c.right] for c in cases]
@@ -205,13 +204,7 @@ def main() -> None:
     args.log.parent.mkdir(parents=True, exist_ok=True)
     with args.log.open("a") as file:
         file.write(json.dumps(line) + "\n")
-    tools = {
-        "denoiser": udm.denoiser,
-        "tokenizer": tokenizer,
-        "specials": ids,
-        "process": Deletion(ids),
-        "longest": 256,
-    }
+    tools = tools_of(udm, tokenizer, ids)
     for text in (
         ["My fellow ", Gap(), ", the state of our union is ", Gap(), "."],
         ["We must ", Gap(), " the economy."],
