@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from textdiff.checkpoint import Checkpoint, load
+from textdiff.checkpoint import Checkpoint, load, rule_of
 from textdiff.data import load_texts, windows
 from textdiff.evaluation import Case, GapScore, bound, gap_cases, gap_score, score_answers
 from textdiff.gaps import Gap, Parts, infill
@@ -99,7 +99,8 @@ def fill_cases(checkpoint: Checkpoint, cases: Sequence[Case], given: bool, batch
         for case in cases[begin : begin + batch]:
             length = len(encode(checkpoint.tokenizer, " " + case.answer)) if given else None
             texts.append([case.left, Gap(length), case.right])
-        results = infill(texts, steps=config.num_steps, decode=Decode(temperature=0.0, max_gap=20), **tools)
+        decode = Decode(temperature=0.0, max_gap=20)
+        results = infill(texts, steps=config.num_steps, rule=rule_of(config.rule), decode=decode, **tools)
         filled += [sequences[0] for sequences in results]
     return filled
 

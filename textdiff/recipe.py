@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from textdiff.card import model_card
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, longest
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, longest, rule_of
 from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
 from textdiff.evaluation import bound
 from textdiff.gaps import infill, parse
@@ -202,7 +202,8 @@ class Recipe:
 
         def show(udm: UDM) -> list[str]:
             tools = checkpoint.tools() | {"denoiser": udm.denoiser}
-            filled = infill(examples, steps=self.diffusion.num_steps, decode=self.diffusion.decode(), **tools)
+            steps, rule, decode = self.diffusion.num_steps, rule_of(self.diffusion.rule), self.diffusion.decode()
+            filled = infill(examples, steps=steps, rule=rule, decode=decode, **tools)
             return [results[0].text for results in filled]
 
         def export(path: Path, facts: dict[str, Any]) -> None:
