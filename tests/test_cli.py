@@ -97,6 +97,7 @@ INFILL = ("infill", "parallel")
         (("evaluate", "parallel", "--dataset", "texts", "--windows", "0"), ["windows 0 is not positive"]),
         (("train", "--trainer.steps", "0"), ["trainer.steps 0 is not positive", "give a number above 0"]),
         (("train", "--trainer.steps", "-5"), ["trainer.steps -5 is not positive"]),
+        (("train", "--trainer.embedding-lr", "-1"), ["trainer.embedding_lr -1.0 is negative", "0 freezes"]),
         (("train", "--trainer.lr", "fast"), ["trainer.lr", "fast"]),
         (("train", "--trainer.optimizer", "sgd"), ["sgd", "adamw"]),
         (("train", "--diffusion.denoiser", "magic"), ["magic", "parallel", "autoregressive", "seq2seq"]),

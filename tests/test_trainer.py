@@ -22,6 +22,7 @@ import datasets
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from textdiff import launch, saving
 from textdiff.checkpoint import Checkpoint, DiffusionConfig
@@ -30,6 +31,7 @@ from textdiff.config import parse
 from textdiff.data import DataConfig, to_tokens, windows
 from textdiff.keys import Key
 from textdiff.models import SIZES, new_model
+from textdiff.optim import optimizers
 from textdiff.recipe import ModelConfig, Recipe
 from textdiff.report import read_log
 from textdiff.tokenizer import load_tokenizer, specials, train_tokenizer
@@ -672,3 +674,19 @@ def test_no_text_is_an_error(streaming: bool, world: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="has no text"):
         made.build().run()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_every_weight_is_stepped_once_and_the_vocabulary_by_its_share(kind: str) -> None:
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                                         num_attention_heads=2, tie_word_embeddings=False))  # fmt: skip
+    chain = optimizers(model, kind, 0.01, 0.02, embedding_lr=0.25, weight_decay=0.1, beta2=0.98)
+    groups = [group for optimizer in chain for group in optimizer.param_groups]
+    stepped = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(stepped) == sorted(id(weight) for weight in model.parameters())
+    for group in groups:
+        for weight in group["params"]:
+            spoken = 40 in weight.shape
+            assert group["weight_decay"] == (0.1 if weight.ndim == 2 and not spoken else 0.0)
+            if kind == "adamw" or spoken:
+                assert group["lr"] == (0.0025 if spoken else 0.01)

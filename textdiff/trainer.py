@@ -95,6 +95,8 @@ class TrainerConfig:
                 raise ValueError(f"trainer.{name} {getattr(self, name)} is not positive; give a number above 0")
         if self.minutes is not None and self.minutes <= 0:
             raise ValueError(f"trainer.minutes {self.minutes} is not positive; leave it out to count steps alone")
+        if self.embedding_lr < 0:
+            raise ValueError(f"trainer.embedding_lr {self.embedding_lr} is negative; 0 freezes embeddings and head")
         if self.batch % self.accumulate:
             raise ValueError(f"trainer.batch {self.batch} is no multiple of trainer.accumulate {self.accumulate}")
 
