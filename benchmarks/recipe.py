@@ -119,7 +119,7 @@ def train(udm: UDM, rows: list[list[int]], s: dict, seconds: float, pad: int) ->
 
 def tools_of(udm: UDM, tokenizer: PreTrainedTokenizerBase, ids: Specials) -> dict:
     """What `infill` needs."""
-    return {"denoiser": udm.denoiser, "tokenizer": tokenizer, "specials": ids, "process": Deletion(ids), "longest": 256}
+    return {"denoiser": udm.denoiser, "tokenizer": tokenizer, "specials": ids, "process": Deletion(ids)}
 
 
 def measure(udm: UDM, kind: str, tokenizer: PreTrainedTokenizerBase, ids: Specials, val: dict) -> dict:

@@ -117,7 +117,7 @@ INFILL = ("infill", "parallel")
                 "--diffusion.denoiser",
                 "autoregressive",
             ),
-            ["data.context 64 is more than autoregressive reads", "give up to 63"],
+            ["data.context 64 is more than the model reads", "give up to 63"],
         ),
         (("train", "--data.dataset", "texts", "--tokenizer.vocab", "9"), ["vocab_size=9 is too small"]),
         (("train", "--config", "missing.yaml"), ["missing.yaml is not a file", "--config takes a YAML file"]),

@@ -260,18 +260,19 @@ def test_lengths_beyond_the_model_are_unknown_without_length_tokens(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_text_never_outgrows_the_model(kind: str, tools: dict) -> None:
+def test_a_text_never_outgrows_the_model(kind: str, tools: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step may open markers again between what it wrote: an untrained model would write without end."""
     parts, longest = ["We ", Gap(), " union, ", Gap(), "."], 16
-    limited = tools[kind] | {"longest": longest}
+    mine = tools[kind]
+    free = [infill([parts], steps=6, seed=seed, **mine)[0][0] for seed in range(3)]
+    assert max(len(result.text.encode()) for result in free) > 2 * longest  # the control
+    monkeypatch.setattr(mine["denoiser"].model.config, "max_position_embeddings", longest, raising=False)
     for seed in range(3):
-        result = infill([parts], steps=6, decode=Decode(max_gap=30), seed=seed, **limited)[0][0]
-        written = start_state([[result.text, Gap()]], limited["tokenizer"], limited["specials"])
+        result = infill([parts], steps=6, decode=Decode(max_gap=30), seed=seed, **mine)[0][0]
+        written = start_state([[result.text, Gap()]], mine["tokenizer"], mine["specials"])
         assert_faithful(parts, result)
         # what is read back may be split into other tokens than were written, but not into fewer characters
         assert int(written.valid.sum()) <= 2 * longest
-    free = [infill([parts], steps=6, seed=seed, **(tools[kind] | {"longest": None}))[0][0] for seed in range(3)]
-    assert max(len(result.text.encode()) for result in free) > 2 * longest  # the control
 
 
 def test_a_model_with_learned_positions_is_filled_to_the_last(tools: dict) -> None:
@@ -282,7 +283,7 @@ def test_a_model_with_learned_positions_is_filled_to_the_last(tools: dict) -> No
     shape = {"n_positions": limit, "n_embd": 16, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape)).eval()
     small = Checkpoint(model, tokenizer, DiffusionConfig(denoiser="autoregressive")).tools()
-    assert small["longest"] == limit - 1
+    assert small["denoiser"].longest == limit - 1
     for seed in range(5):
         assert_faithful(["We ", Gap(), "!"], infill([["We ", Gap(), "!"]], seed=seed, **small)[0][0])
     full = len(start_state([["We ", Gap(5), "!"]], tokenizer, small["specials"]).ids[0])

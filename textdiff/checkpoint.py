@@ -169,7 +169,6 @@ class Checkpoint:
             "process": self.config.decode_process(ids),
             "tokenizer": self.tokenizer,
             "specials": ids,
-            "longest": longest(self.model, self.config.denoiser),
         }
 
     def save(self, path: str | Path) -> None:
@@ -192,12 +191,6 @@ def _plain(path: Path) -> None:
     """Let transformers' own pipelines read [MASK] in a text as the mask. This library never does (`load_tokenizer`)."""
     values = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(values | {"split_special_tokens": False}, indent=2) + "\n", encoding="utf-8")
-
-
-def longest(model: Any, denoiser: str) -> int | None:
-    """How many tokens of a text the model reads, None where it does not say. A causal one reads [END] after the text."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    return limit - 1 if limit is not None and denoiser == "autoregressive" else limit
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -188,14 +188,14 @@ def infill(
     decode: Decode | None = None,
     seed: int = 0,
     samples: int = 1,
-    longest: int | None = None,
 ) -> list[list[Infill]]:
     """Fill every text `samples` times, jointly over its gaps. Text i's samples do not depend on what else is in the batch.
 
-    longest: the model's context in tokens; ValueError for a text beyond it.
+    ValueError for a text that is longer than the model reads; none grows beyond that.
     """
     start = start_state(texts, tokenizer, specials)
     size = int(start.valid.sum(1).max())
+    longest = denoiser.longest
     if longest is not None and size > longest:
         raise ValueError(f"the text has {size} tokens, the model reads {longest}; shorten the text or split it")
     decode = replace(decode or Decode(), longest=longest)

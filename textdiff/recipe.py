@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from textdiff.card import model_card
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, longest, rule_of
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, rule_of
 from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
 from textdiff.evaluation import bound
 from textdiff.gaps import infill, parse
@@ -157,12 +157,7 @@ class Recipe:
         kind, ids = self.diffusion.denoiser, specials(tokenizer)
         torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
         if self.model.path is not None:
-            model = pretrained_model(kind, self.model.path, tokenizer)
-            limit = longest(model, kind)
-            if limit is not None and self.data.context > limit:
-                reads = f"{self.model.path} reads; give up to {limit}"
-                raise ValueError(f"data.context {self.data.context} is more than {reads}")
-            return model
+            return pretrained_model(kind, self.model.path, tokenizer)
         model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
         if self.model.start == "bigrams" and kind in STARTS:
             sample = rows.take(50_000) if self.data.streaming else rows
@@ -173,7 +168,11 @@ class Recipe:
         """The process and the denoiser, with the noise and the objective of training."""
         context = 0.0 if self.diffusion.bidirectional else self.model.context
         process = self.diffusion.build_process(ids, spans=tuple(self.noise.spans))
-        return UDM(process, self.diffusion.build_denoiser(model, ids, context), self.objective)
+        denoiser = self.diffusion.build_denoiser(model, ids, context)
+        if denoiser.longest is not None and self.data.context > denoiser.longest:
+            limit = denoiser.longest
+            raise ValueError(f"data.context {self.data.context} is more than the model reads; give up to {limit}")
+        return UDM(process, denoiser, self.objective)
 
     def make_job(self, model: Any, tokenizer: "PreTrainedTokenizerBase", windows_: Any) -> Job:
         """Feeding, measuring, showing and saving, for text."""

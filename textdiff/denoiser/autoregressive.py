@@ -83,6 +83,11 @@ class Autoregressive(Denoiser):
             return _EncoderDecoder(self.model, self.specials)
         return _Causal(self.model, self.specials, self.bidirectional)
 
+    @property
+    def longest(self) -> int | None:
+        limit = super().longest
+        return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
+
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return _AutoregressivePosterior(self, xt)
 
@@ -93,8 +98,7 @@ class _AutoregressivePosterior(LengthFirst):
         self.denoiser, self.reader = denoiser, denoiser.reader
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        logits, _, _ = self.reader.score(x, self.reader.feed(x, x.ids), where, torch.zeros_like(where))
-        return possible(logits, torch.ones(len(logits), dtype=torch.bool, device=logits.device), self.specials)
+        return self.reader.score(x, self.reader.feed(x, x.ids), where, torch.zeros_like(where))[0]
 
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
         """Every row writes its masks, one a turn."""

@@ -21,6 +21,11 @@ class Denoiser(nn.Module, ABC):
     def forward(self, xt: Any, t: Tensor) -> Posterior:
         """q(x0 | xt) for states xt at times t (B,)."""
 
+    @property
+    def longest(self) -> int | None:
+        """How many tokens of a text the model reads, None where it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
 
 class Oracle(Denoiser):
     """The exact posterior of a finite data set, by enumerating the process: what a perfect model would answer.

@@ -27,7 +27,7 @@ class LengthFirst(Posterior):
 
     @abstractmethod
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        """Logits (S, V) of the lengths at the S gaps `where` (B, L)."""
+        """Logits (S, V) at the S gaps `where` (B, L); only those of the length tokens are looked at."""
 
     @abstractmethod
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
