@@ -41,6 +41,8 @@ class Table(Denoiser):
 
 
 class _Table(Posterior):
+    factorised = True
+
     def __init__(self, log_q: torch.Tensor, xt: Tokens) -> None:
         self.log_q, self.ids = log_q, xt.ids
 
@@ -161,10 +163,10 @@ def test_the_schedule_does_not_matter(schedule: Schedule) -> None:
         total = 0.0
         for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
             t = torch.tensor([node], dtype=torch.float64)
-            noises, chances = zip(*process.cells(x0, t), strict=True)
+            noises, chances = process.cells(x0, t)
             x, times = x0[torch.zeros(len(noises), dtype=torch.long)], t.expand(len(noises))
-            ce = surprise(table, process, x, torch.cat(noises), times).sum(1)
-            total += weight * float(weigher.weight(t)) * float((torch.tensor(chances, dtype=torch.float64) * ce).sum())
+            ce = surprise(table, process, x, noises, times).sum(1)
+            total += weight * float(weigher.weight(t)) * float((chances * ce).sum())
         return total
 
     exact = float(integral(table, x0))
@@ -259,7 +261,7 @@ def test_probe_masks_every_number_equally_often() -> None:
     fixed = x0.fixed.clone()
     fixed[:, 2] = True
     x0 = x0.with_(fixed=fixed)
-    noise, t, weight = process.probe(x0, Key.of(4, count))
+    ((noise, t, weight),) = process.probe(x0, Key.of(4, count))
     hidden = process.corrupt(x0, noise, t).ids == SPECIALS.mask
     assert not bool(hidden[:, 2].any())
     k, free = hidden.sum(1), L - 1
@@ -307,3 +309,19 @@ def test_it_is_a_bound() -> None:
     torch.testing.assert_close(integral(consistent, x0), -joint.flatten().log())
     other = integral(conditionals(random_joint().flip(0)), x0)  # the wrong law: a bound no more tight, on average
     assert float((joint.flatten() * (other + joint.flatten().log())).sum()) > 0.1
+
+
+class Joint(Denoiser):
+    """A denoiser whose words lend each other the truth, as a chain rule does."""
+
+    def forward(self, xt: Tokens, t: torch.Tensor) -> Posterior:
+        return _Joint(random_table().log_q, xt)
+
+
+class _Joint(_Table):
+    factorised = False
+
+
+def test_a_chain_rule_has_no_bound_token_by_token() -> None:
+    with pytest.raises(ValueError, match="the bound of masking is for denoisers that say each token alone"):
+        UDM(Masking(SPECIALS), Joint()).bound(one(), Key.of(0, 1))

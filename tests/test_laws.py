@@ -124,9 +124,10 @@ def patterned() -> Tokens:
 def law(process: Process, text: Callable[[], Tokens], t: float) -> dict[int, float]:
     """q(x_t | x_0), by enumeration."""
     result: dict[int, float] = defaultdict(float)
-    x0 = text()
-    for noise, chance in process.cells(x0, time(1, t)):
-        result[int(code(process.corrupt(x0, noise, time(1, t)).ids))] += chance
+    noise, chances = process.cells(text(), time(1, t))
+    states = code(process.corrupt(many(text(), len(chances)), noise, time(len(chances), t)).ids)
+    for state, chance in zip(states.tolist(), chances.tolist(), strict=True):
+        result[state] += chance
     return result
 
 
@@ -156,12 +157,13 @@ class Leftmost:
         result: dict[tuple[int, int], list[int]] = {}
         for number in range(len(self.texts)):
             x0 = self.texts[number : number + 1]
-            for noise, _ in self.process.cells(x0, time(1, t)):
-                xt = self.process.corrupt(x0, noise, time(1, t))
-                pair = int(code(xt.ids)), int(code(x0.ids))
-                place = self.process.align(x0, noise, time(1, t)).place[0].tolist()
+            noise, chances = self.process.cells(x0, time(1, t))
+            x0, times = many(x0, len(chances)), time(len(chances), t)
+            states = code(self.process.corrupt(x0, noise, times).ids).tolist()
+            places = self.process.align(x0, noise, times).place.tolist()
+            for state, text, place in zip(states, code(x0.ids).tolist(), places, strict=True):
                 # an early token is at a place that lies further right in x_t
-                result[pair] = max(place, result.get(pair, place))
+                result[state, text] = max(place, result.get((state, text), place))
         return result
 
     def __call__(self, xt: Tokens, draw: Draw, t: float) -> Draw:
@@ -281,12 +283,13 @@ def test_deletion_by_its_numbers() -> None:
     process, x0 = Deletion(SPECIALS), numbered()
     target = int(code(torch.tensor([[A, B]])))
     ways: dict[tuple[bool, ...], float] = {}
-    for noise, chance in process.cells(x0, time(1, 0.7)):
-        xt = process.corrupt(x0, noise, time(1, 0.7))
-        if int(unmarked(xt.ids)) == target:
-            place = process.align(x0, noise, time(1, 0.7)).place
-            kept = tuple((xt.ids.gather(1, place) == x0.ids)[0].tolist())
-            ways[kept] = ways.get(kept, 0) + chance
+    noise, chances = process.cells(x0, time(1, 0.7))
+    copies, times = many(x0, len(chances)), time(len(chances), 0.7)
+    xt, place = process.corrupt(copies, noise, times), process.align(copies, noise, times).place
+    mine = unmarked(xt.ids) == target
+    kept = (xt.ids.gather(1, place) == copies.ids)[mine]
+    for pattern, chance in zip(map(tuple, kept.tolist()), chances[mine].tolist(), strict=True):
+        ways[pattern] = ways.get(pattern, 0) + chance
     assert len(ways) == 4 and sum(ways.values()) == pytest.approx(0.12348, abs=1e-12)
     assert all(chance == pytest.approx(0.12348 / 4) for chance in ways.values())
 
@@ -340,7 +343,7 @@ def oracles() -> dict[str, Oracle]:
     made = {}
     for parameters in ORACLES:
         process, words = parameters.values
-        made[name_of(process)] = Oracle(process, data(words), SPECIALS.pad)
+        made[name_of(process)] = Oracle(process, data(words))
     return made
 
 
@@ -402,7 +405,7 @@ def confident(exact: Posterior, xt: Tokens, t: float, key: Key, draw: Draw) -> D
 def test_imperfect_samplers_are_noticed(oracles) -> None:
     """The wrong alignment, tokens without their joint law, and the ranking by the confidence of the drawn token."""
     words = [[A, A, B], [B, A, A]]  # which A is left says where the B was: a greedy search is wrong there
-    oracle, leftmost = Oracle(OFTEN, data(words), SPECIALS.pad), Leftmost(OFTEN, data(words))
+    oracle, leftmost = Oracle(OFTEN, data(words)), Leftmost(OFTEN, data(words))
     greedy = Spoiled(oracle, lambda exact, xt, t, key, draw: leftmost(xt, draw, t))
     assert fit(samples(oracle, OFTEN, words, posterior, 4), law_of(words)) > 1e-6
     assert fit(samples(greedy, OFTEN, words, posterior, 4), law_of(words)) < 1e-6

@@ -24,6 +24,10 @@ class Draw:
     place: Tensor
     log_prob: Tensor
 
+    def seen(self, column: Tensor) -> Tensor:
+        """(B, M) what a column (B, L) of xt, such as its ids, holds where each element is."""
+        return column.gather(1, self.place) if self.place.numel() else column
+
 
 @dataclass(frozen=True)
 class Decode:
@@ -62,7 +66,21 @@ class Decode:
 
 
 class Posterior(ABC):
-    """q(x0 | xt)."""
+    """q(x0 | xt).
+
+    factorised: whether `log_prob` is of each element given x_t alone, a product. Bounds that reveal one token at a time
+    hold only then: a chain rule lends later elements the truth of the earlier ones, which x_t does not show.
+    """
+
+    factorised: bool = False
+
+    def need_product(self, bound: str) -> None:
+        """ValueError where `log_prob` is no product, for a bound that holds only there."""
+        if not self.factorised:
+            raise ValueError(
+                f"the bound of {bound} is for denoisers that say each token alone, as parallel ones do; an autoregressive "
+                "one has an exact likelihood in one step, the bound of Deletion"
+            )
 
     @abstractmethod
     def sample(self, decode: Decode, key: Key) -> Draw:

@@ -45,3 +45,26 @@ def ranked(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: K
     already drawn, which biases the samples even under a perfect denoiser.
     """
     return process.rank(process.infer(xt, draw, t, key), xt, draw)
+
+
+def sde(scale: float = 1.0) -> Rule:
+    """Steps of dx = [f x - (1 + scale^2)/2 g^2 score] dt + scale g dw: DDIM with eta = scale, at 1 DDPM.
+
+    The noise keeps what a Markov path would keep, but for `scale` squared of what it would draw anew (Song et al.,
+    arXiv:2010.02502, 2011.13456). Gaussian processes alone. ValueError where more than all of the noise would be new.
+    """
+    if not 0 <= scale < float("inf"):
+        raise ValueError(f"scale {scale} of the noise is not a number from 0 on; 0 is the ODE, 1 the reverse SDE")
+    return bind(_sde, scale)
+
+
+def _sde(scale: float, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
+    rho = scale**2 * process.renewed(t, s)
+    if float(rho.max()) > 1 + 1e-9:
+        raise ValueError(f"scale {scale} draws more than all of the noise anew; take more steps, or a scale up to 1")
+    inferred, new = process.infer(xt, draw, t, key.fold(0)), process.noise(draw.x0, key.fold(1))
+    return process.blend(inferred, new, rho.clamp_max(1), key.fold(2))
+
+
+ode: Rule = sde(0.0)
+"""The probability-flow ODE's step, DDIM with eta = 0: exact where x0_hat does not change along the way."""

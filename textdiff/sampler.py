@@ -31,15 +31,18 @@ def sample(
     key: Key,
     rule: Rule = posterior,
     decode: Decode | None = None,
+    start: float = 1.0,
 ) -> Iterator[Step]:
-    """Run the reverse process from x at t = 1 to t = 0 in `steps` equal steps, yielding every state.
+    """Run the reverse process from x at t = `start` to t = 0 in `steps` equal steps, yielding every state.
 
-    x is any legitimate state at t = 1: the prior, or a text whose fixed tokens are the user's. `key` has a row per row
-    of x. ValueError for fewer than one step.
+    x is any legitimate state at that time: at 1 the prior, or a text whose fixed tokens are the user's; below 1 a draft
+    corrupted so far. `key` has a row per row of x. ValueError for fewer than one step, or a start outside (0, 1].
     """
     if steps < 1:
         raise ValueError(f"steps {steps} is not positive; 1 draws everything at once, more look again in between")
-    grid = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    if not 0 < start <= 1:
+        raise ValueError(f"start {start} is not a time in (0, 1]; 1 is noise, small times change little")
+    grid = torch.linspace(start, 0, steps + 1, dtype=torch.float64).tolist()
     decode = decode or Decode()
     with torch.inference_mode():
         for number, (t, s) in enumerate(pairwise(grid)):

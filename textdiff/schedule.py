@@ -6,7 +6,9 @@ the weight of the likelihood bound needs (Shi et al., "Simplified and generalize
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -54,10 +56,10 @@ class Cosine(Schedule):
 
 
 class Power(Schedule):
-    """alpha = 1 - t ** power."""
+    """alpha = 1 - t ** power. A tensor of powers (B,) gives every text of a batch a schedule of its own."""
 
-    def __init__(self, power: float = 2.0) -> None:
-        if power <= 0:
+    def __init__(self, power: float | Tensor = 2.0) -> None:
+        if not bool((torch.as_tensor(power) > 0).all()):
             raise ValueError(f"power {power} of a schedule is not positive; 1 is linear")
         self.power = power
 
@@ -66,3 +68,73 @@ class Power(Schedule):
 
     def slope(self, t: Tensor) -> Tensor:
         return -self.power * t ** (self.power - 1)
+
+
+class SquaredCosine(Schedule):
+    """alpha = cos(pi/2 (t + offset) / (1 + offset)) ** 2, made 1 at t = 0: the cosine schedule of a Gaussian's variance.
+
+    Nichol and Dhariwal, "Improved denoising diffusion probabilistic models", arXiv:2102.09672.
+    """
+
+    def __init__(self, offset: float = 0.008) -> None:
+        self.offset = offset
+        self._first = math.cos(math.pi / 2 * offset / (1 + offset)) ** 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        alpha = self._angle(t).cos() ** 2 / self._first
+        return alpha.masked_fill(t == 0, 1.0).masked_fill(t == 1, 0.0)  # whatever rounding makes of the ends
+
+    def slope(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 / (1 + self.offset) * (2 * self._angle(t)).sin() / self._first
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return math.pi / 2 * (t + self.offset) / (1 + self.offset)
+
+
+class Betas(Schedule):
+    """alpha = exp(-(lowest t + (highest - lowest) t^2 / 2)): DDPM's linear betas in continuous time.
+
+    Ho et al., arXiv:2006.11239, as the VP-SDE of Song et al., arXiv:2011.13456. It ends at 4e-5, close to 0.
+    """
+
+    def __init__(self, lowest: float = 0.1, highest: float = 20.0) -> None:
+        self.lowest, self.highest = lowest, highest
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (-(self.lowest * t + (self.highest - self.lowest) * t**2 / 2)).exp()
+
+    def slope(self, t: Tensor) -> Tensor:
+        return -(self.lowest + (self.highest - self.lowest) * t) * self.alpha(t)
+
+
+class Steps(Schedule):
+    """alpha given at t = 0, 1/T, ..., 1 (T + 1 decreasing values, the first 1), linear in between: discrete time."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self.values = torch.tensor(values, dtype=torch.float64)
+        if len(values) < 2 or values[0] != 1 or not bool((self.values.diff() < 0).all()):
+            raise ValueError(f"the values of a schedule must fall, from 1 on; these begin with {list(values)[:3]}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        left, share, values = self._place(t)
+        return values[left] + share * (values[left + 1] - values[left])
+
+    def slope(self, t: Tensor) -> Tensor:
+        left, _, values = self._place(t)
+        return (values[left + 1] - values[left]) * (len(values) - 1)
+
+    def _place(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        steps = len(self.values) - 1
+        left = (t * steps + 1e-9).floor().long().clamp(0, steps - 1)  # 3/10 * 10 is just below 3
+        return left, t * steps - left, self.values.to(t.device)
+
+
+def reaching(schedule: Schedule, most: float = 0.0) -> Schedule:
+    """The schedule, or a ValueError where more than `most` of the data is left at t = 1: then the prior is not the end."""
+    left = float(schedule.alpha(torch.ones(1, dtype=torch.float64)).max())
+    if not left <= most + 1e-12:
+        raise ValueError(
+            f"schedule {type(schedule).__name__} leaves {left:.3g} of the data at t = 1, so that its end is not the prior "
+            f"that sampling starts from; at most {most:.3g} may be left"
+        )
+    return schedule

@@ -9,13 +9,15 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from textdiff.keys import Key
+
 
 @dataclass(frozen=True)
 class Specials:
     """Ids of the tokens that processes and denoisers speak with. None of them is ever text.
 
     `lengths[k]` is the token by which a parallel denoiser says "k tokens are missing here"; empty where it is not used.
-    `banned` are further ids that are no text either (CLS, SEP, UNK, ...).
+    `banned` are further ids that are no text either (CLS, SEP, UNK, ...). `size`: how many ids there are, all told.
     """
 
     pad: int
@@ -26,6 +28,12 @@ class Specials:
     end: int = -1
     lengths: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()
+    size: int = 0
+
+    @property
+    def words(self) -> Tensor:
+        """(V,) the ids that are text."""
+        return torch.tensor(sorted({*range(self.size)} - {*self.not_text}), dtype=torch.int64)
 
     @property
     def not_text(self) -> list[int]:
@@ -44,6 +52,9 @@ class Tokens:
     counted: bool, the user knows that a token is here, not which: it can be masked, never deleted.
     sealed: bool, nothing may be missing after this token.
     score: float32, the log-probability with which the model drew the token; 0 where the user wrote it.
+    doubtful: bool, the word seen here may be another one: the model has to say which belongs here.
+    surplus: bool, the token seen here may be one too many: the model has to say whether it belongs here.
+    part: int64, which process of a mixture corrupts this text, the same along a row; 0 where there is one.
     """
 
     ids: Tensor
@@ -52,6 +63,9 @@ class Tokens:
     counted: Tensor
     sealed: Tensor
     score: Tensor
+    doubtful: Tensor
+    surplus: Tensor
+    part: Tensor
 
     @classmethod
     def from_rows(cls, rows: list[list[int]], pad: int) -> "Tokens":
@@ -66,8 +80,16 @@ class Tokens:
         column = torch.arange(length)[None]
         doc = torch.where(column < sizes, 0, -1)
         fixed = (column == 0).expand(len(rows), -1).clone()
-        free = torch.zeros_like(fixed)
-        return cls(ids, doc, fixed, free, free.clone(), torch.zeros(ids.shape))
+        return cls.of(ids, doc, fixed)
+
+    @classmethod
+    def of(
+        cls, ids: Tensor, doc: Tensor, fixed: Tensor, counted: Tensor | None = None, sealed: Tensor | None = None
+    ) -> "Tokens":
+        """Texts as the user gives them: nothing written by a model yet, nothing in doubt."""
+        no = torch.zeros_like(fixed)
+        counted, sealed = (no if flag is None else flag for flag in (counted, sealed))
+        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long())
 
     @property
     def valid(self) -> Tensor:
@@ -90,11 +112,29 @@ class Tokens:
         follows[:, :-1] = (self.doc[:, 1:] == self.doc[:, :-1]) & (self.doc[:, 1:] >= 0)
         return follows
 
+    def codes(self) -> Tensor:
+        """(B,) int64, a number for each text, the same whatever its padding and whatever it is batched with."""
+        code = self.part[:, 0]
+        for column in range(self.ids.shape[1]):
+            mixed = Key(code).fold(0).state ^ self.ids[:, column]
+            code = torch.where(self.valid[:, column], mixed, code)
+        return code
+
     def take(self, index: Tensor, pad: int) -> "Tokens":
         """Elements `index` (B, M) of each row; -1 gives padding."""
         empty, source = index < 0, index.clamp_min(0)
         values = {f.name: getattr(self, f.name).gather(1, source) for f in fields(self)}
-        fill = {"ids": pad, "doc": -1, "fixed": False, "counted": False, "sealed": False, "score": 0.0}
+        fill = {
+            "ids": pad,
+            "doc": -1,
+            "fixed": False,
+            "counted": False,
+            "sealed": False,
+            "score": 0.0,
+            "doubtful": False,
+            "surplus": False,
+            "part": 0,
+        }
         return Tokens(**{name: value.masked_fill(empty, fill[name]) for name, value in values.items()})
 
     def with_(self, **changes: Tensor) -> "Tokens":

@@ -19,16 +19,19 @@ class Objective:
         weighted: Weigh -log q by the process's bound. Unbiased for the likelihood, but noisy: the default trains faster.
         blank: Share of the examples shown at t = 1, as a blank page: an autoregressive model's likelihood in one step.
         power: t = u ** power with u uniform; above 1 draws more of the light corruption that infilling shows.
+        steps: Discrete time, t = 1/steps, 2/steps, ..., 1; 0 for continuous time.
     """
 
     weighted: bool = False
     blank: float = 0.0
     power: float = 1.0
+    steps: int = 0
 
     def times(self, key: Key) -> Tensor:
         """t (B,) float64."""
         u = key.uniform(2)
-        return torch.where(u[:, 0] < self.blank, 1.0, u[:, 1] ** self.power)
+        t = torch.where(u[:, 0] < self.blank, 1.0, u[:, 1] ** self.power)
+        return (t * self.steps).ceil() / self.steps if self.steps else t
 
 
 class Loss(NamedTuple):
@@ -52,19 +55,16 @@ class UDM(nn.Module):
         t = self.objective.times(key.fold(0))
         noise = self.process.noise(x0, key.fold(1))
         weight = self.process.weight(t) if self.objective.weighted else torch.ones_like(t)
-        nll = self._surprise(x0, noise, t) * weight
-        return Loss(nll.sum(), self.process.size(x0).sum())
+        xt, truth = self.process.corrupt(x0, noise, t), self.process.align(x0, noise, t)
+        nll = -self.denoiser(xt, t).log_prob(truth).double().sum(1)
+        return Loss((nll * weight).sum(), self.process.size(x0).sum())
 
     @torch.no_grad()
     def bound(self, x0: Any, key: Key, draws: int = 1) -> Tensor:
         """(B,) unbiased estimates of an upper bound on -log p(x0) in nats, the mean of `draws` looks at each row."""
-        looks = []
+        total = torch.zeros(len(key), dtype=torch.float64, device=key.state.device)
         for number in range(draws):
-            noise, t, weight = self.process.probe(x0, key.fold(number))
-            looks.append(self._surprise(x0, noise, t) * weight)
-        return torch.stack(looks).mean(0)
-
-    def _surprise(self, x0: Any, noise: Any, t: Tensor) -> Tensor:
-        """(B,) -log q(x0 | F_t(x0, noise))."""
-        xt, truth = self.process.corrupt(x0, noise, t), self.process.align(x0, noise, t)
-        return -self.denoiser(xt, t).log_prob(truth).double().sum(1)
+            for noise, t, weight in self.process.probe(x0, key.fold(number)):
+                xt, truth = self.process.corrupt(x0, noise, t), self.process.align(x0, noise, t)
+                total += self.process.price(self.denoiser(xt, t), truth, xt, t) * weight
+        return total / draws

@@ -89,6 +89,11 @@ class Autoregressive(Denoiser):
         return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
+        if bool((xt.doubtful | xt.surplus).any()):
+            raise ValueError(
+                "an autoregressive denoiser writes gaps and masks, it does not correct words; replacement and edits need "
+                "the parallel denoiser"
+            )
         return _AutoregressivePosterior(self, xt)
 
 

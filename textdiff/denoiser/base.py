@@ -1,7 +1,7 @@
 """q(x0 | xt), the only thing that is learned: any transformer, autoregressive or not; and the exact one, for tests."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +27,19 @@ class Denoiser(nn.Module, ABC):
         return getattr(self.model.config, "max_position_embeddings", None)
 
 
+_NEVER = torch.iinfo(torch.int64).max  # the code of states without probability
+
+
 class Oracle(Denoiser):
     """The exact posterior of a finite data set, by enumerating the process: what a perfect model would answer.
 
     data: Tokens whose rows are the data set, equally likely. Only for toys: the cost is exponential in the length.
     """
 
-    def __init__(self, process: Process, data: Tokens, pad: int) -> None:
+    def __init__(self, process: Process, data: Tokens) -> None:
         super().__init__()
-        self.process, self.data, self.pad = process, data, pad
-        self._tables: dict[float, dict[tuple[int, ...], list[tuple[int, tuple[int, ...], float]]]] = {}
+        self.process, self.data = process, data
+        self._tables: dict[float, _Ways] = {}
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         time = float(t[0])
@@ -44,64 +47,71 @@ class Oracle(Denoiser):
             raise ValueError("the oracle reads one time per batch")
         if time not in self._tables:
             self._tables[time] = self._table(t[:1])
-        return _OraclePosterior(self, xt, self._tables[time])
+        return _OraclePosterior(self.data, xt, self._tables[time])
 
-    def _table(self, t: Tensor) -> dict[tuple[int, ...], list[tuple[int, tuple[int, ...], float]]]:
-        """state -> [(row of the data, place of each of its tokens, joint probability)]."""
-        table: dict[tuple[int, ...], dict[tuple[int, tuple[int, ...]], float]] = {}
+    def _table(self, t: Tensor) -> "_Ways":
+        states, texts, places, chances = [], [], [], []
         for number in range(len(self.data)):
             x0 = self.data[number : number + 1]
-            length = int(x0.valid.sum())
-            for noise, chance in self.process.cells(x0, t):
-                if chance == 0:
-                    continue
-                state = _text(self.process.corrupt(x0, noise, t))[0]
-                place = self.process.align(x0, noise, t).place
-                places = tuple(range(length)) if not place.numel() else tuple(place[0, :length].tolist())
-                ways = table.setdefault(state, {})
-                ways[number, places] = ways.get((number, places), 0.0) + chance
-        return {state: [(n, p, chance) for (n, p), chance in ways.items()] for state, ways in table.items()}
+            noise, chance = self.process.cells(x0, t)
+            x0 = x0[torch.zeros(len(chance), dtype=torch.long)]
+            time = t.expand(len(chance))
+            place = self.process.align(x0, noise, time).place
+            states.append(self.process.corrupt(x0, noise, time).codes())
+            texts.append(torch.full_like(states[-1], number))
+            places.append(place if place.numel() else torch.arange(x0.ids.shape[1]).expand_as(x0.ids))
+            chances.append(chance)
+        state, text, place, chance = map(torch.cat, (states, texts, places, chances))
+        state, order = state.masked_fill(chance == 0, _NEVER).sort(stable=True)
+        order = order[state != _NEVER]
+        state = state[state != _NEVER]
+        codes, sizes = state.unique_consecutive(return_counts=True)
+        text, place, chance = (part[order] for part in (text, place, chance))
+        return _Ways(codes, sizes, text, place, chance)
+
+
+class _Ways(NamedTuple):
+    """How states come about: `codes` (S,) sorted, each with `sizes` (S,) consecutive rows of text, place and chance."""
+
+    codes: Tensor
+    sizes: Tensor
+    text: Tensor
+    place: Tensor
+    chance: Tensor
 
 
 class _OraclePosterior(Posterior):
-    def __init__(self, oracle: Oracle, xt: Tokens, table: dict) -> None:
-        self.oracle, self.xt, self.table = oracle, xt, table
+    def __init__(self, data: Tokens, xt: Tokens, ways: _Ways) -> None:
+        self.data, self.xt, self.ways = data, xt, ways
+        codes = xt.codes()
+        self.group = torch.searchsorted(ways.codes, codes).clamp_max(len(ways.codes) - 1)
+        strange = ways.codes[self.group] != codes
+        if bool(strange.any()):
+            raise ValueError(f"no text of the data set can look like {xt.ids[strange][0].tolist()} at this time")
+        self.end = ways.sizes.cumsum(0)
 
     def sample(self, decode: Decode, key: Key) -> Draw:
-        u = key.uniform(1)[:, 0]
-        # column by column: torch.unique over whole rows sorts far slower
-        which = torch.zeros(len(u), dtype=torch.long)
-        for column in self.xt.ids.T:
-            which = torch.unique(which * (int(self.xt.ids.max()) + 1) + column, return_inverse=True)[1]
-        first = torch.zeros(int(which.max()) + 1, dtype=torch.long).scatter(0, which, torch.arange(len(u)))
-        states = self.xt.ids[first]
-        chosen = torch.zeros(len(u), dtype=torch.long)
-        ways: list[tuple[int, tuple[int, ...], float]] = []
-        for number, state in enumerate(states.tolist()):
-            found = self.table[tuple(i for i in state if i != self.oracle.pad)]
-            cdf = torch.tensor([way[2] for way in found], dtype=torch.float64).cumsum(0)
-            rows = (which == number).nonzero()[:, 0]
-            chosen[rows] = len(ways) + torch.searchsorted(cdf, u[rows] * cdf[-1]).clamp_max(len(found) - 1)
-            ways.extend(found)
-        return self._draw(ways, chosen)
-
-    def _draw(self, ways: list[tuple[int, tuple[int, ...], float]], chosen: Tensor) -> Draw:
-        data = self.oracle.data
-        place = torch.zeros((len(ways), data.ids.shape[1]), dtype=torch.long)
-        for number, (_, places, _) in enumerate(ways):
-            place[number, : len(places)] = torch.tensor(places)
-        x0 = data[torch.tensor([way[0] for way in ways])[chosen]]
-        return Draw(x0, place[chosen], x0.score)
+        # a distribution function per state, one after the other: state g is the interval [g, g + 1)
+        weight = self.ways.chance / self._total().repeat_interleave(self.ways.sizes)
+        cdf = weight.cumsum(0)
+        u = key.uniform(1)[:, 0] + self.group
+        chosen = torch.searchsorted(cdf, u, right=True)
+        first = (self.end - self.ways.sizes)[self.group]
+        chosen = chosen.maximum(first).minimum(self.end[self.group] - 1)  # whatever rounding moved across a border
+        x0 = self.data[self.ways.text[chosen]]
+        x0 = x0.with_(part=torch.where(x0.valid, self.xt.part[:, :1], 0))
+        return Draw(x0, self.ways.place[chosen], x0.score)
 
     def log_prob(self, truth: Draw) -> Tensor:
         result = torch.zeros(truth.x0.ids.shape, dtype=torch.float64)
-        texts = _text(self.oracle.data)
-        for row, (state, text) in enumerate(zip(_text(self.xt), _text(truth.x0), strict=True)):
-            ways = self.table[state]
-            mine = sum(way[2] for way in ways if texts[way[0]] == text)
-            result[row, 0] = torch.tensor(mine / sum(way[2] for way in ways)).log()
+        texts = self.data.codes()[self.ways.text]
+        total, codes = self._total(), truth.x0.with_(part=torch.zeros_like(truth.x0.part)).codes()
+        for row, group in enumerate(self.group.tolist()):
+            mine = slice(int(self.end[group] - self.ways.sizes[group]), int(self.end[group]))
+            result[row, 0] = (self.ways.chance[mine][texts[mine] == codes[row]].sum() / total[group]).log()
         return result
 
-
-def _text(x: Tokens) -> list[tuple[int, ...]]:
-    return [tuple(ids[valid].tolist()) for ids, valid in zip(x.ids, x.valid, strict=True)]
+    def _total(self) -> Tensor:
+        """(S,) the probability of each state."""
+        group = torch.arange(len(self.end)).repeat_interleave(self.ways.sizes)
+        return torch.zeros(len(self.end), dtype=torch.float64).scatter_add(0, group, self.ways.chance)

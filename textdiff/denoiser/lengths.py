@@ -2,7 +2,9 @@
 
     q(x0 | xt) = prod_gaps q(n | xt)  q(words | xt with n masks in every gap)
 
-At a [GAP] the model says a length token, at a [MASK] a word; both are ordinary entries of its vocabulary. Knowing the length
+At a [GAP] the model says a length token, at a [MASK] a word; both are ordinary entries of its vocabulary. Where a visible
+word is in doubt it says a word, too, and where a token may be one too many it first says <|0|> or not: the same two steps
+then correct a text, in models that answer wherever they are asked. Knowing the length
 while it writes, an autoregressive model stops where the right context wants it to, which one that ends its gaps by a token
 has to learn (horizon-length prediction, arXiv:2410.03103); and a parallel one could not write otherwise.
 """
@@ -21,17 +23,17 @@ class LengthFirst(Posterior):
     """q(x0 | xt) of a model that answers at markers. ValueError where there is a [GAP] and no token to say its length."""
 
     def __init__(self, xt: Tokens, specials: Specials) -> None:
-        if not specials.lengths and bool((xt.ids == specials.gap).any()):
+        if not specials.lengths and bool(((xt.ids == specials.gap) | xt.surplus).any()):
             raise ValueError("this model has no length tokens, so it cannot fill [GAP]; give the length, as in [GAP:3]")
         self.xt, self.specials = xt, specials
 
     @abstractmethod
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        """Logits (S, V) at the S gaps `where` (B, L); only those of the length tokens are looked at."""
+        """Logits (S, V) at the S gaps, and tokens that may be surplus, `where` (B, L)."""
 
     @abstractmethod
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        """A word for each of the S masks of x, at `mask` (B, L), and its log-probability, from u (B, L): two (S,)."""
+        """A word for each of the S open places of x, `mask` (B, L), and its log-probability, from u (B, L): two (S,)."""
 
     @abstractmethod
     def answer(self, states: Tokens, where: Tensor, truth: Tensor) -> Tensor:
@@ -40,45 +42,67 @@ class LengthFirst(Posterior):
     def sample(self, decode: Decode, key: Key) -> Draw:
         counts = self._lengths(decode, key.fold(0)).masked_fill(~self.xt.valid, 0)
         x0, place = open_gaps(self.xt, counts, self.specials)
-        mask = x0.ids == self.specials.mask
-        confidence = torch.zeros(mask.shape, device=mask.device)
-        if bool(mask.any()):
-            words, sure = self.write(x0, mask, decode, key.fold(1).uniform(mask.shape[1]))
-            confidence[mask] = sure
-            x0 = x0.with_(ids=x0.ids.masked_scatter(mask, words), score=x0.score.masked_scatter(mask, sure))
-        return Draw(x0, place, confidence)
+        no = torch.zeros_like(x0.fixed)
+        where = (x0.ids == self.specials.mask) | x0.doubtful
+        x0 = x0.with_(surplus=no)
+        confidence = torch.zeros(where.shape, device=where.device)
+        if bool(where.any()):
+            words, sure = self.write(x0, where, decode, key.fold(1).uniform(where.shape[1]))
+            confidence[where] = sure
+            x0 = x0.with_(ids=x0.ids.masked_scatter(where, words), score=x0.score.masked_scatter(where, sure))
+        return Draw(x0.with_(doubtful=no), place, confidence)
 
     def _lengths(self, decode: Decode, key: Key) -> Tensor:
-        """(B, L) how many elements every column of xt stands for: the length that is drawn for a gap, 1 elsewhere."""
-        gap, counts = self.xt.ids == self.specials.gap, torch.ones_like(self.xt.ids)
+        """(B, L) how many elements every column of xt stands for: the length drawn for a gap, 0 for what is one too many."""
+        gap, surplus, counts = self.xt.ids == self.specials.gap, self.xt.surplus, torch.ones_like(self.xt.ids)
+        if not bool((gap | surplus).any()):
+            return counts
+        u = key.uniform(gap.shape[1])
+        logits = self.ask(self.xt, gap | surplus)
+        at_gap = gap[gap | surplus]
+        longest = min(decode.max_gap + 1, len(self.specials.lengths))
         if bool(gap.any()):
-            longest = min(decode.max_gap + 1, len(self.specials.lengths))
-            logits = self.ask(self.xt, gap)[:, list(self.specials.lengths[:longest])]
-            counts[gap] = draw_tokens(logits, key.uniform(gap.shape[1])[gap], decode)[0]
-            # all gaps of a text share what room is left; a gap that stays closed costs no room at all
-            before = (counts * gap).cumsum(1) - counts * gap
-            room = decode.room(self.xt.valid.sum(1))[:, None]
-            counts = torch.where(gap, counts.minimum((room - before).clamp_min(0)), counts)
-        return counts
+            counts[gap] = draw_tokens(logits[at_gap][:, list(self.specials.lengths[:longest])], u[gap], decode)[0]
+        if bool(surplus.any()):
+            none = logits[~at_gap].double().softmax(-1)[:, self.specials.lengths[0]]
+            counts[surplus] = (u[surplus] >= none if decode.temperature else none < 0.5).long()
+        # all gaps of a text share what room is left; a gap that stays closed costs no room at all
+        before = (counts * gap).cumsum(1) - counts * gap
+        room = decode.room(self.xt.valid.sum(1))[:, None]
+        return torch.where(gap, counts.minimum((room - before).clamp_min(0)), counts)
 
     def log_prob(self, truth: Draw) -> Tensor:
         """Lengths are read from xt, words from xt with its gaps opened to their true lengths: one call for both."""
         x0, place, specials = truth.x0, truth.place, self.specials
         seen = self.xt.ids.gather(1, place)
         hidden = ((seen == specials.gap) | (seen == specials.mask)) & x0.valid
-        opened = x0.with_(ids=x0.ids.masked_fill(hidden, specials.mask))
-        rows = (self.xt.ids == specials.gap).any(1).nonzero()[:, 0]
+        doubtful = self.xt.doubtful.gather(1, place) & x0.valid
+        opened = x0.with_(
+            ids=torch.where(hidden, specials.mask, torch.where(doubtful, seen, x0.ids)), doubtful=doubtful
+        )
+        counting = (self.xt.ids == specials.gap) | self.xt.surplus
+        rows = counting.any(1).nonzero()[:, 0]
         states = concatenate([opened, self.xt[rows]], specials.pad) if len(rows) else opened
-        where = (states.ids == specials.mask) | (states.ids == specials.gap)
-        where[len(x0) :] &= states.ids[len(x0) :] == specials.gap  # the first look has scored the words already
+        where = (states.ids == specials.mask) | states.doubtful
+        if len(rows):  # the first look scores the words, the second the lengths
+            where[len(x0) :] = False
+            where[len(x0) :, : counting.shape[1]] = counting[rows]
         score = self.answer(states, where, self._truth(states, x0, place, rows))
         result = score[: len(x0), : x0.ids.shape[1]]
         if len(rows):
-            left = (place[rows] + 1).clamp_max(states.ids.shape[1] - 1)
-            kept = ~hidden[rows] & x0.valid[rows]
-            booked = score[len(x0) :].gather(1, left) * (kept & (_seen_at(self.xt[rows], left) == specials.gap))
-            result = result.index_add(0, rows, booked)
+            lengths = score[len(x0) :, : counting.shape[1]]
+            kept = torch.zeros_like(self.xt.ids).scatter_add(1, place, x0.valid.long())[rows] > 0
+            belongs = self.xt.surplus[rows] & kept
+            lengths = torch.where(belongs, _log_rest(lengths), lengths)
+            result = result.index_add(0, rows, self._booked(lengths, place[rows], x0.valid[rows]))
         return result
+
+    def _booked(self, lengths: Tensor, place: Tensor, valid: Tensor) -> Tensor:
+        """What is said at columns of xt, on the last element left of each: of a gap, the token before its marker."""
+        order = place.masked_fill(~valid, torch.iinfo(torch.int64).max)
+        column = torch.arange(lengths.shape[1], device=place.device).expand(len(place), -1).contiguous()
+        owner = (torch.searchsorted(order.contiguous(), column) - 1).clamp_min(0)
+        return torch.zeros(place.shape, dtype=lengths.dtype, device=place.device).scatter_add(1, owner, lengths)
 
     def _truth(self, states: Tokens, x0: Tokens, place: Tensor, rows: Tensor) -> Tensor:
         """The true token of every place of the stacked states: words, then length tokens."""
@@ -94,7 +118,7 @@ class LengthFirst(Posterior):
                     f"{most} tokens are missing in a gap, more than this model has a length for ({len(lengths) - 1}); "
                     "give shorter texts (--context), or a tokenizer with more length tokens"
                 )
-            truth[len(x0) :, : gap.shape[1]] = lengths[missing * gap]
+            truth[len(x0) :, : gap.shape[1]] = lengths[missing * gap]  # and length 0 at what may be one too many
         return truth
 
 
@@ -105,11 +129,17 @@ def open_gaps(xt: Tokens, counts: Tensor, specials: Specials) -> tuple[Tokens, T
     return x0.with_(ids=x0.ids.masked_fill(x0.ids == specials.gap, specials.mask)), index.clamp_min(0)
 
 
-def possible(logits: Tensor, gap: Tensor, specials: Specials) -> Tensor:
-    """Logits (S, V) with minus infinity on what is no word, or, at a gap (S,) bool, on what is no length."""
+def possible(logits: Tensor, gap: Tensor, specials: Specials, surplus: Tensor | None = None) -> Tensor:
+    """Logits (S, V) with minus infinity on what cannot be said there.
+
+    Lengths at a gap (S,) bool, words elsewhere, and <|0|> too at what may be one too many, `surplus` (S,) bool.
+    """
     mute = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     mute[specials.not_text] = True
     words = logits.masked_fill(mute, -torch.inf)
+    if surplus is not None and bool(surplus.any()):
+        none = specials.lengths[0]
+        words[:, none] = torch.where(surplus, logits[:, none], -torch.inf)
     if not bool(gap.any()):
         return words
     # row by row, where a mask over all of (S, V) would cost as much as the head itself
@@ -118,7 +148,6 @@ def possible(logits: Tensor, gap: Tensor, specials: Specials) -> Tensor:
     return words.index_put((gap.nonzero()[:, 0],), logits[gap].masked_fill(mute, -torch.inf))
 
 
-def _seen_at(x: Tokens, place: Tensor) -> Tensor:
-    """The ids of x at `place`, also where place runs past the last column (there: padding's neighbour, never a gap)."""
-    width = x.ids.shape[1]
-    return torch.where(place < width, x.ids.gather(1, place.clamp_max(width - 1)), -1)
+def _log_rest(log_prob: Tensor) -> Tensor:
+    """log(1 - p) from log p."""
+    return torch.log(-torch.expm1(log_prob.clamp_max(-1e-7)))

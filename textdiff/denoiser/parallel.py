@@ -28,9 +28,9 @@ class Parallel(Denoiser):
         return _ParallelPosterior(self, xt)
 
     def logits(self, x: Tokens, where: Tensor) -> Tensor:
-        """(S, V) at `where` (B, L), with everything that is no word there forbidden."""
+        """(S, V) at `where` (B, L), with everything that cannot be said there forbidden."""
         logits = logits_at(self.model, where, **self._inputs(x))
-        return possible(logits, x.ids[where] == self.specials.gap, self.specials)
+        return possible(logits, x.ids[where] == self.specials.gap, self.specials, x.surplus[where])
 
     def _inputs(self, x: Tokens) -> dict[str, Tensor]:
         if not x.packed:
@@ -42,6 +42,8 @@ class Parallel(Denoiser):
 
 
 class _ParallelPosterior(LengthFirst):
+    factorised = True
+
     def __init__(self, denoiser: Parallel, xt: Tokens) -> None:
         super().__init__(xt, denoiser.specials)
         self.denoiser = denoiser
@@ -51,6 +53,11 @@ class _ParallelPosterior(LengthFirst):
 
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
         return draw_tokens(self.denoiser.logits(x, mask), u[mask], decode)
+
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """The S places (B, L) bool where a word has to be said, and the log-probability of every word there (S, V)."""
+        where = (self.xt.ids == self.specials.mask) | self.xt.doubtful
+        return where, self.denoiser.logits(self.xt, where).float().log_softmax(-1)
 
     def answer(self, states: Tokens, where: Tensor, truth: Tensor) -> Tensor:
         logits = self.denoiser.logits(states, where).float()

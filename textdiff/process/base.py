@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from textdiff.keys import Key
-from textdiff.posterior import Draw
+from textdiff.posterior import Draw, Posterior
 
 Noise = Any
 State = Any
@@ -39,10 +39,19 @@ class Process(ABC):
         """The truth as a draw: x_0 and where in x_t each of its elements is."""
         return Draw(x0, torch.empty(0, dtype=torch.int64), torch.zeros(()))
 
-    def blend(self, inferred: Noise, fresh: Noise, rho: float, key: Key) -> Noise:
+    def blend(self, inferred: Noise, fresh: Noise, rho: float | Tensor, key: Key) -> Noise:
         """A noise that keeps the inferred one but for a share rho. A mixture of whole rows is exact for any process."""
-        pick = key.uniform(1) < rho
+        pick = key.uniform(1)[:, 0] < rho
         return torch.where(pick.view(-1, *[1] * (inferred.dim() - 1)), fresh, inferred)
+
+    def renewed(self, t: Tensor, s: Tensor) -> Tensor:
+        """The share of the noise that a Markov path from s to t draws anew, to be given to `blend`.
+
+        For Gaussian noise 1 - SNR_t / SNR_s (B, 1, ...): what makes the shared noise DDPM's and the limit an SDE.
+        """
+        raise ValueError(
+            f"{type(self).__name__} is no Gaussian process, so it has no SDE; use the posterior or partial rule"
+        )
 
     def rank(self, noise: Noise, xt: State, draw: Draw) -> Noise:
         """The same noise, dealt out by confidence. Only where each element has a noise of its own."""
@@ -56,19 +65,26 @@ class Process(ABC):
         """The weight of -log q at times t (B,) in the likelihood bound; 1 where no bound is known."""
         return torch.ones_like(t)
 
-    def probe(self, x0: State, key: Key) -> tuple[Noise, Tensor, Tensor]:
-        """One unbiased draw of the likelihood bound: noise, times (B,), and the weight (B,) of -log q(x0 | xt) there.
+    def price(self, posterior: Posterior, truth: Draw, xt: State, t: Tensor) -> Tensor:
+        """(B,) what the likelihood bound counts at x_t, before its weight, in nats: -log q(x_0 | x_t), unless it is less."""
+        return -posterior.log_prob(truth).double().sum(1)
 
-        The default is the bound of a single step, -log q(x0 | x_1): exact for an autoregressive q, loose for others. It
-        holds where the prior is a point.
+    def probe(self, x0: State, key: Key) -> Iterator[tuple[Noise, Tensor, Tensor]]:
+        """One unbiased draw of the likelihood bound: looks, whose prices times their weights add up to it.
+
+        A look is a noise, times (B,) and a weight (B,). The default is the bound of a single step, -log q(x0 | x_1): exact
+        for an autoregressive q, loose for others. It holds where the prior is a point.
         """
         one = torch.ones(len(key), dtype=torch.float64, device=key.state.device)
-        return self.noise(x0, key), one, one
+        yield self.noise(x0, key), one, one
 
     def size(self, x0: State) -> Tensor:
         """(B,) how many elements of each row there are to explain: what losses and bounds are divided by."""
         return torch.ones(len(x0), dtype=torch.float64)
 
-    def cells(self, x0: State, t: Tensor) -> Iterator[tuple[Noise, float]]:
-        """Every noise of one row that makes a difference at time t, with its probability: for exact tests on toys."""
+    def cells(self, x0: State, t: Tensor) -> tuple[Noise, Tensor]:
+        """Every noise of one row that makes a difference at time t (1,), as a batch (M, ...), and its probability (M,).
+
+        For exact tests on toys.
+        """
         raise ValueError(f"the noise of {type(self).__name__} cannot be enumerated")

@@ -2,7 +2,8 @@
 
 Posterior of the noise: a masked token had u < beta(t), a visible one u >= beta(t). With independent tokens the reverse
 step reveals each mask with probability (beta_t - beta_s) / beta_t and touches nothing else. The bound is
-int beta'/beta sum_masked -log q dt (arXiv:2406.04329, 2406.07524).
+int beta'/beta sum_masked -log q dt (arXiv:2406.04329, 2406.07524). It needs of the noise only that u_i is uniform on
+[0, beta) given all that is masked, so it holds for spans as well; and of q that it speaks of each token alone (parallel).
 """
 
 from collections.abc import Iterator
@@ -11,62 +12,88 @@ import torch
 from torch import Tensor
 
 from textdiff.keys import Key
-from textdiff.posterior import Draw
+from textdiff.posterior import Draw, Posterior
 from textdiff.process.base import Process
-from textdiff.process.uniform import Uniform
-from textdiff.schedule import Linear, Schedule
+from textdiff.process.uniform import Uniform, shuffled
+from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens
 
 
 class Masking(Process):
-    """Mask tokens; lengths stay. `spans`: mean lengths of masked spans, one drawn per text; (1,) is independent tokens."""
+    """Mask tokens; lengths stay.
 
-    def __init__(self, specials: Specials, schedule: Schedule | None = None, spans: tuple[float, ...] = (1,)) -> None:
+    spans: mean lengths of masked spans, one drawn per text; (1,) is independent tokens.
+    counts: mask exactly round(beta n) of the n tokens of a text (Su's "t of l"). The bound is the same, and `probe` draws
+    it; the weighted loss, which draws t, is then close to it, not equal.
+    """
+
+    def __init__(
+        self,
+        specials: Specials,
+        schedule: Schedule | None = None,
+        spans: tuple[float, ...] = (1,),
+        counts: bool = False,
+    ) -> None:
         self.specials = specials
-        self.schedule = schedule or Linear()
-        self.uniform = Uniform(spans)
+        self.schedule = reaching(schedule or Linear())
+        self.uniform = Uniform(spans, counts)
 
     def noise(self, x0: Tokens, key: Key) -> Tensor:
         return self.uniform.draw(x0, key)
 
     def corrupt(self, x0: Tokens, noise: Tensor, t: Tensor) -> Tokens:
-        hidden = (noise < self.schedule.beta(t)[:, None]) & x0.valid
+        hidden = (noise < self.schedule.beta(t)[:, None]) & x0.valid & (x0.ids != self.specials.gap)
         return x0.with_(ids=x0.ids.masked_fill(hidden, self.specials.mask), score=x0.score.masked_fill(hidden, 0.0))
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> Tensor:
         beta = self.schedule.beta(t)[:, None]
-        hidden = (xt.ids == self.specials.mask) & ~xt.fixed
+        hidden = (draw.seen(xt.ids) == self.specials.mask) & ~draw.x0.fixed
         return self.uniform.infer(draw.x0, torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0), key)
 
     def align(self, x0: Tokens, noise: Tensor, t: Tensor) -> Draw:
         place = torch.arange(x0.ids.shape[1], device=x0.ids.device).expand_as(x0.ids)
         return Draw(x0, place, x0.score)
 
-    def blend(self, inferred: Tensor, fresh: Tensor, rho: float, key: Key) -> Tensor:
+    def blend(self, inferred: Tensor, fresh: Tensor, rho: float | Tensor, key: Key) -> Tensor:
         return self.uniform.blend(inferred, fresh, rho, key)
 
     def rank(self, noise: Tensor, xt: Tokens, draw: Draw) -> Tensor:
-        return self.uniform.rank(noise, (xt.ids == self.specials.mask) & ~xt.fixed, draw.log_prob)
+        hidden = (draw.seen(xt.ids) == self.specials.mask) & ~draw.x0.fixed & draw.x0.valid
+        return self.uniform.rank(noise, hidden, draw.log_prob)
 
     def weight(self, t: Tensor) -> Tensor:
         return self.schedule.weight(t)
 
-    def probe(self, x0: Tokens, key: Key) -> tuple[Tensor, Tensor, Tensor]:
-        """Mask exactly K of the n tokens, K uniform on 1..n, weight n/K: the same bound, far less variance (AO-ARM form)."""
+    def price(self, posterior: Posterior, truth: Draw, xt: Tokens, t: Tensor) -> Tensor:
+        posterior.need_product("masking")
+        return super().price(posterior, truth, xt, t)
+
+    def probe(self, x0: Tokens, key: Key) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One look, unbiased for the integral, at a set of masks instead of a time, which has far less variance."""
+        hidden, weight = self._any_size(x0, key) if max(self.uniform.spans) == 1 else self._any_share(x0, key)
+        t = torch.full((len(x0),), 0.5, dtype=torch.float64, device=hidden.device)
+        beta = self.schedule.beta(t)[:, None]
+        yield torch.where(hidden, beta / 2, (1 + beta) / 2).masked_fill(x0.fixed, 1.0), t, weight
+
+    def _any_size(self, x0: Tokens, key: Key) -> tuple[Tensor, Tensor]:
+        """Exactly K of the n tokens, K uniform on 1..n, with the weight n/K (any-order form)."""
         free = x0.valid & ~x0.fixed
         size = free.sum(1)
         count = (key.fold(0).uniform(1)[:, 0] * size).long() + 1
-        order = key.fold(1).uniform(x0.ids.shape[1]).masked_fill(~free, 2.0).argsort(1)
-        rank = torch.empty_like(order).scatter(
-            1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-        )
-        t = torch.full((len(x0),), 0.5, dtype=torch.float64, device=order.device)
-        beta = self.schedule.beta(t)[:, None]
-        noise = torch.where(rank < count[:, None], beta / 2, (1 + beta) / 2).masked_fill(x0.fixed, 1.0)
-        return noise, t, size.double() / count
+        return shuffled(free, key.fold(1)) < count[:, None], size.double() / count
+
+    def _any_share(self, x0: Tokens, key: Key) -> tuple[Tensor, Tensor]:
+        """What is below a share drawn from dbeta/beta between the row's least u and 1, with that integral as the weight.
+
+        Below the least u nothing is masked, so int_0^1 dbeta/beta begins there.
+        """
+        u = self.uniform.draw(x0, key.fold(1)).masked_fill(~x0.valid, 1.0)
+        least = u.min(1, keepdim=True).values
+        share = least ** key.fold(0).uniform(1)
+        return u < share, -least[:, 0].log()
 
     def size(self, x0: Tokens) -> Tensor:
         return x0.sizes
 
-    def cells(self, x0: Tokens, t: Tensor) -> Iterator[tuple[Tensor, float]]:
-        yield from self.uniform.cells(x0, float(self.schedule.beta(t)))
+    def cells(self, x0: Tokens, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.uniform.cells(x0, float(self.schedule.beta(t)))

@@ -1,14 +1,15 @@
-"""Uniform noise u_i per token, alone or shared by spans: the eps of every process that decides token by token.
+"""Uniform noise u_i per token, alone, shared by spans or dealt out as ranks: the eps of whatever decides token by token.
 
 Each u_i is uniform on (0, 1) whatever the spans, so the corrupted share at time t is beta(t) for all of them; spans make
 the corrupted tokens neighbours. A row draws its mean span length n from a list; between two neighbours of one text a new
 span begins with probability 1/n (the spans of SpanBERT and T5, as noise). Spans end at the user's tokens.
+As ranks, u_i = (random rank + 1/2) / n over the n free tokens of a row, so that exactly round(beta n) of them are below
+beta: the "t of l tokens" of Su's text models (kexue.fm archives 9271). Ranks are tied together along a row.
 Given which interval each u_i lies in, all of this has an exact posterior, which `infer` draws from.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,18 +21,22 @@ from textdiff.tokens import Tokens
 class Uniform:
     """q(u) and q(u | u_i in [low_i, high_i))."""
 
-    def __init__(self, spans: tuple[float, ...] = (1,)) -> None:
+    def __init__(self, spans: tuple[float, ...] = (1,), counts: bool = False) -> None:
         if not spans or min(spans) < 1:
             raise ValueError(f"mean span lengths {spans} must be numbers from 1 on; (1,) makes tokens independent")
-        self.spans = tuple(spans)
+        if counts and max(spans) > 1:
+            raise ValueError(f"spans {tuple(spans)} cannot be counted; give counts=False, or spans (1,)")
+        self.spans, self.counts = tuple(spans), counts
 
     @property
     def independent(self) -> bool:
         """Whether every token has a noise of its own."""
-        return max(self.spans) == 1
+        return max(self.spans) == 1 and not self.counts
 
     def draw(self, x0: Tokens, key: Key) -> Tensor:
         """u (B, L) float64; 1, out of reach of every beta, on the user's tokens."""
+        if self.counts:
+            return _ranks(x0, torch.zeros_like(x0.ids), key.fold(2))
         if self.independent:
             return key.fold(2).uniform(x0.ids.shape[1]).masked_fill(x0.fixed, 1.0)
         choice = (key.fold(0).uniform(1) * len(self.spans)).long()
@@ -40,7 +45,12 @@ class Uniform:
         return _carry(key.fold(2).uniform(x0.ids.shape[1]), starts).masked_fill(x0.fixed, 1.0)
 
     def infer(self, x0: Tokens, low: Tensor, high: Tensor, key: Key) -> Tensor:
-        """u (B, L) given that u_i lies in [low_i, high_i) on every token that is not the user's."""
+        """u (B, L) given that u_i lies in [low_i, high_i) on every token that is not the user's.
+
+        Ranks follow the order of the intervals: of hidden tokens, whatever their number, all the lowest.
+        """
+        if self.counts:
+            return _ranks(x0, low, key.fold(2))
         if self.independent:
             share = key.fold(2).uniform(x0.ids.shape[1])
             return (low + share * (high - low)).masked_fill(x0.fixed, 1.0)
@@ -58,8 +68,8 @@ class Uniform:
         share = _carry(key.fold(2).uniform(x0.ids.shape[1]), starts)
         return (low + share * (high - low)).masked_fill(x0.fixed, 1.0)
 
-    def blend(self, inferred: Tensor, fresh: Tensor, rho: float, key: Key) -> Tensor:
-        """Redraw a share rho: of the tokens where they are independent, of the rows where spans tie them together."""
+    def blend(self, inferred: Tensor, fresh: Tensor, rho: float | Tensor, key: Key) -> Tensor:
+        """Redraw a share rho: of the tokens where they are independent, of the rows where something ties them together."""
         count = inferred.shape[1] if self.independent else 1
         return torch.where(key.uniform(count) < rho, fresh, inferred)
 
@@ -69,20 +79,62 @@ class Uniform:
         largest = u.masked_fill(~hidden, -1.0).sort(1, descending=True).values
         return torch.where(hidden, torch.zeros_like(u).scatter(1, order, largest), u)
 
-    def cells(self, x0: Tokens, beta: float) -> Iterator[tuple[Tensor, float]]:
-        """Both sides of beta for every token of a single row that is not the user's, with their probability."""
+    def count(self, x0: Tokens, beta: Tensor) -> Tensor:
+        """(B,) how many ranks of each row are below beta (B, 1): round(beta n), a half as float64 has it."""
+        size = (x0.valid & ~x0.fixed).sum(1, keepdim=True)
+        column = torch.arange(x0.ids.shape[1], device=x0.ids.device)
+        return (((column.double() + 0.5) / size < beta) & (column < size)).sum(1)
+
+    def chance(self, hidden: Tensor, beta: float) -> Tensor:
+        """(M,) the probability that just the tokens `hidden` (M, n) bool, of the n of a row, are below beta."""
+        if self.counts:
+            size, number = hidden.shape[1], hidden.sum(1)
+            below = sum((rank + 0.5) / size < beta for rank in range(size))
+            return (number == below).double() / math.comb(size, below)
         if not self.independent:
             raise ValueError(f"spans {self.spans} cannot be enumerated; use independent tokens")
-        free = (x0.valid & ~x0.fixed)[0].nonzero()[:, 0].tolist()
-        for sides in itertools.product((True, False), repeat=len(free)):
-            u = torch.ones(x0.ids.shape, dtype=torch.float64)
-            for column, hidden in zip(free, sides, strict=True):
-                u[0, column] = beta / 2 if hidden else (1 + beta) / 2
-            yield u, math.prod(beta if hidden else 1 - beta for hidden in sides)
+        return either(hidden, beta, 1 - beta).prod(1)
+
+    def cells(self, x0: Tokens, beta: float) -> tuple[Tensor, Tensor]:
+        """Both sides of beta for every token of a single row that is not the user's (M, L), with their probability (M,)."""
+        free = (x0.valid & ~x0.fixed)[0]
+        hidden = sides(int(free.sum()))
+        chance = self.chance(hidden, beta)
+        u = torch.ones(len(hidden), len(free), dtype=torch.float64)
+        u[:, free] = either(hidden, beta / 2, (1 + beta) / 2)
+        return (u[chance > 0], chance[chance > 0]) if self.counts else (u, chance)
 
     def _rates(self, x0: Tokens) -> Tensor:
         rates = 1 / torch.tensor(self.spans, dtype=torch.float64, device=x0.ids.device)
         return rates.expand(len(x0), -1)
+
+
+def sides(count: int) -> Tensor:
+    """(2 ** count, count) bool, every choice of yes and no."""
+    return torch.tensor(list(itertools.product((True, False), repeat=count)), dtype=torch.bool).view(2**count, count)
+
+
+def either(flag: Tensor, yes: float, no: float) -> Tensor:
+    """`torch.where` of two numbers, in float64, where torch itself would take float32."""
+    return torch.where(flag, torch.tensor(yes, dtype=torch.float64), torch.tensor(no, dtype=torch.float64))
+
+
+def shuffled(chosen: Tensor, key: Key) -> Tensor:
+    """(B, L) int64 random ranks 0, 1, ... of the chosen tokens of each row; the others come after them."""
+    order = key.uniform(chosen.shape[1]).masked_fill(~chosen, 2.0).argsort(1)
+    column = torch.arange(chosen.shape[1], device=chosen.device).expand_as(order)
+    return torch.empty_like(order).scatter(1, order, column)
+
+
+def _ranks(x0: Tokens, low: Tensor, key: Key) -> Tensor:
+    """(rank + 1/2) / n of the free tokens, those with the least `low` (B, L) first, in random order among equals."""
+    free = x0.valid & ~x0.fixed
+    first = shuffled(free, key).argsort(1)
+    edges = low.expand_as(x0.ids).double().masked_fill(~free, torch.inf)
+    order = first.gather(1, edges.gather(1, first).argsort(dim=1, stable=True))
+    column = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter(1, order, column)
+    return torch.where(free, (rank.double() + 0.5) / free.sum(1, keepdim=True), 1.0)
 
 
 def _before(values: Tensor) -> Tensor:
