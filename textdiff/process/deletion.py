@@ -7,21 +7,34 @@ are masked instead, so that one state may hold gaps of known and of unknown leng
 
 The truth's alignment is known from the noise, and a model that fills gaps knows its own; given it, the posterior of the
 noise is the interval that each token's state implies (Su's F_t of archives 9262, which names deletion and leaves it open).
+
+Deletion without markers is `empty=0`: gamma = beta ** 0 = 1, a marker at every place at every t > 0 says nothing that the
+words do not say. So it is one process more and no code more, and every denoiser that fills gaps serves it. Where a guess
+comes without its alignment, as from a model that rewrites the whole text, that is drawn uniformly over the embeddings of
+x_t in it (see `alignment`); a guess that does not contain x_t takes Su's baseline.
+
+Two likelihood bounds in more than one step are known. Delete-then-mask draws lengths at t = 1 and is masking from there
+on: -log q(lengths | x_1) + the bound of masking. Deletion without markers has, for rates of insertion lambda_j per gap,
+
+    int beta'/beta E[sum_j lambda_j - (L - n) - sum_missing log(lambda_j p_j(x_0,i))] dt
+
+with one alignment drawn per look. It has no k log k: over all paths of insertions that constant integrates to 0, and with
+it the bound would be looser by as much.
 """
 
-import itertools
-import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from textdiff.keys import Key
-from textdiff.posterior import Draw
+from textdiff.posterior import Draw, Posterior
+from textdiff.process.alignment import closed, embeddings, without_markers
 from textdiff.process.base import Process
-from textdiff.process.uniform import Uniform
-from textdiff.schedule import Linear, Schedule
+from textdiff.process.masking import Masking
+from textdiff.process.uniform import Uniform, either, sides
+from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens, repeat
 
 
@@ -35,7 +48,8 @@ class DeletionNoise(NamedTuple):
 class Deletion(Process):
     """Delete tokens, leave gap markers.
 
-    spans: as in `Masking`. empty: the power in gamma = beta ** empty; the larger, the rarer empty gaps.
+    spans: as in `Masking`. empty: the power in gamma = beta ** empty; the larger, the rarer empty gaps; 0 is deletion
+    without markers, which stand everywhere then.
     staged: delete at t = 1 alone, and mask before (delete-then-mask). In reverse the lengths of gaps are drawn in the first
     step and their words in all steps, which is how a parallel denoiser fills best.
     """
@@ -48,8 +62,12 @@ class Deletion(Process):
         empty: float = 16.0,
         staged: bool = False,
     ) -> None:
+        if not 0 <= empty < float("inf"):
+            raise ValueError(
+                f"empty {empty} is no power; 0 puts a marker at every place, large numbers where text is missing"
+            )
         self.specials = specials
-        self.schedule = schedule or Linear()
+        self.schedule = reaching(schedule or Linear())
         self.uniform = Uniform(spans)
         self.empty, self.staged = empty, staged
 
@@ -80,6 +98,8 @@ class Deletion(Process):
         return Draw(x0, place, x0.score)
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> DeletionNoise:
+        if not draw.place.numel():
+            return self._placed(xt, draw, t, key)
         x0, place, beta = draw.x0, draw.place, self.schedule.beta(t)[:, None]
         seen = xt.ids.gather(1, place)
         gone = (seen == self.specials.gap) & x0.valid
@@ -93,7 +113,26 @@ class Deletion(Process):
         e = low + key.fold(1).uniform(x0.ids.shape[1]) * (high - low)
         return DeletionNoise(u, e.masked_fill(x0.sealed, 1.0))
 
-    def blend(self, inferred: DeletionNoise, fresh: DeletionNoise, rho: float, key: Key) -> DeletionNoise:
+    def _placed(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> DeletionNoise:
+        """`infer` for a guess without places, whose flags are its own: by a uniform embedding of x_t.
+
+        Fresh noise where x_t is not contained in the guess; and wherever some embeddings may be likelier than others, by
+        markers (0 < gamma < 1, or at sealed places) or by spans.
+        """
+        x0, seen = draw.x0, without_markers(xt, self.specials.gap, self.specials.pad)
+        masked = ~x0.fixed[:, :, None] & (seen.y.ids == self.specials.mask)[:, None, :]
+        match = seen.agree(x0) & (masked | (x0.ids[:, :, None] == seen.y.ids[:, None, :]))
+        loose = ~(x0.fixed | x0.counted)
+        ways = embeddings(match, seen.drops(loose), x0.valid.sum(1), seen.y.valid.sum(1))
+        gamma = self._gamma(t)[:, 0]
+        alike = (gamma == 0) | (t == 1) | ((gamma == 1) & self.uniform.independent)
+        exact = (ways.total > -torch.inf) & alike & closed(x0, loose)
+        place = seen.place(ways.draw(key.fold(2))) * exact[:, None]
+        inferred = self.infer(xt, Draw(x0, place, draw.log_prob), t, key.fold(3))
+        fresh = self.noise(x0, key.fold(4))
+        return DeletionNoise(*(torch.where(exact[:, None], *both) for both in zip(inferred, fresh, strict=True)))
+
+    def blend(self, inferred: DeletionNoise, fresh: DeletionNoise, rho: float | Tensor, key: Key) -> DeletionNoise:
         if not self.uniform.independent:  # spans: the whole row, u and e together, is redrawn or kept
             pick = key.uniform(1) < rho
             return DeletionNoise(*(torch.where(pick, new, old) for new, old in zip(fresh, inferred, strict=True)))
@@ -105,18 +144,46 @@ class Deletion(Process):
         hidden = ((seen == self.specials.gap) | (seen == self.specials.mask)) & ~draw.x0.fixed & draw.x0.valid
         return noise._replace(u=self.uniform.rank(noise.u, hidden, draw.log_prob))
 
+    def probe(self, x0: Tokens, key: Key) -> Iterator[tuple[DeletionNoise, Tensor, Tensor]]:
+        """Staged: a look at the words, by `Masking.probe`, and one at the lengths, at t = 1. Else the bound of one step.
+
+        ValueError where a counted token is followed by an open place: what its length and its word cost is one number.
+        """
+        if not self.staged:
+            yield from super().probe(x0, key)
+            return
+        if bool((x0.counted & ~x0.sealed & x0.valid).any()):
+            raise ValueError("text may be missing right after a counted token; seal that place, or have no bound")
+        for u, t, weight in Masking(self.specials, self.schedule).probe(x0, key.fold(0)):
+            yield DeletionNoise(u, torch.ones_like(u)), t, weight
+        one = torch.ones(len(x0), dtype=torch.float64, device=x0.ids.device)
+        yield self.noise(x0, key.fold(1)), one, one
+
+    def price(self, posterior: Posterior, truth: Draw, xt: Tokens, t: Tensor) -> Tensor:
+        """Staged, the words at t < 1 and the lengths at t = 1: what is booked on tokens that are there to be seen.
+
+        A posterior that is no product over words, and so has no bound word by word, prices both at t = 1, exactly.
+        """
+        nll, end = -posterior.log_prob(truth).double(), (t == 1)[:, None]
+        if self.staged:
+            seen = xt.ids.gather(1, truth.place)
+            hidden = (seen == self.specials.gap) | (seen == self.specials.mask)
+            nll = nll.masked_fill(hidden & end if posterior.factorised else ~end, 0.0)
+        return nll.sum(1)
+
     def size(self, x0: Tokens) -> Tensor:
         return x0.sizes
 
-    def cells(self, x0: Tokens, t: Tensor) -> Iterator[tuple[DeletionNoise, float]]:
-        beta, gamma = float(self.schedule.beta(t)), float(self._gamma(t))
-        places = (x0.valid & ~x0.sealed)[0].nonzero()[:, 0].tolist()
-        for u, chance in self.uniform.cells(x0, beta):
-            for shown in itertools.product((True, False), repeat=len(places)):
-                e = torch.ones_like(u)
-                for column, marker in zip(places, shown, strict=True):
-                    e[0, column] = gamma / 2 if marker else (1 + gamma) / 2
-                yield DeletionNoise(u, e), chance * math.prod(gamma if marker else 1 - gamma for marker in shown)
+    def cells(self, x0: Tokens, t: Tensor) -> tuple[DeletionNoise, Tensor]:
+        gamma = float(self._gamma(t))
+        u, chance = self.uniform.cells(x0, float(self.schedule.beta(t)))
+        places = (x0.valid & ~x0.sealed)[0]
+        shown = sides(int(places.sum()))
+        e = torch.ones(len(shown), len(places), dtype=torch.float64)
+        e[:, places] = either(shown, gamma / 2, (1 + gamma) / 2)
+        chances = either(shown, gamma, 1 - gamma).prod(1)
+        noise = DeletionNoise(u.repeat_interleave(len(e), 0), e.repeat(len(u), 1))
+        return noise, (chance[:, None] * chances).flatten()
 
     def _counts(self, x0: Tokens, noise: DeletionNoise, t: Tensor) -> tuple[Tensor, Tensor]:
         """How many elements each token leaves (0 dropped, 1 kept, 2 kept with a marker after it); which are masked."""
@@ -131,7 +198,9 @@ class Deletion(Process):
     def _gamma(self, t: Tensor) -> Tensor:
         """(B, 1) how probable a marker is at a place where nothing is missing."""
         beta = self.schedule.beta(t)[:, None]
-        return (t == 1)[:, None].double() if self.staged else beta**self.empty
+        if self.staged:
+            return (t == 1)[:, None].double()
+        return torch.where(beta > 0, beta**self.empty, 0.0)  # 0 ** 0 is 1, and t = 0 is the data
 
 
 def _next(flag: Tensor, joined: Tensor) -> Tensor:
@@ -139,3 +208,36 @@ def _next(flag: Tensor, joined: Tensor) -> Tensor:
     result = torch.zeros_like(flag)
     result[:, :-1] = flag[:, 1:]
     return result & joined
+
+
+class Rates(Protocol):
+    """What the bound of deletion in continuous time asks of a posterior."""
+
+    def rates(self, truth: Draw) -> tuple[Tensor, Tensor]:
+        """How many tokens are thought to be missing in each gap: lambda_j, and lambda_j p_j(v) of them the word v.
+
+        Returns the sum of all lambda_j (B,), and (B, M) of each missing element of the truth log lambda_j p_j(x_0,i), of
+        the gap that it is missing in; 0 on all others.
+        """
+
+
+def insertion_price(posterior: Rates, truth: Draw, missing: Tensor) -> Tensor:
+    """(B,) sum_j lambda_j - k - sum_missing log(lambda_j p_j(x_0,i)), k = `missing` (B,) in all; it may be negative."""
+    expected, log_rate = posterior.rates(truth)
+    return expected.double() - missing - log_rate.double().sum(1)
+
+
+def insertion_bound(process: Deletion, look: Callable[[Tokens, Tensor], Rates], x0: Tokens, key: Key) -> Tensor:
+    """(B,) one unbiased draw of the bound in continuous time, in nats, from a posterior (xt, t) with rates.
+
+    Times are drawn as t = u ** 2, under which the weight beta'/beta has a variance. ValueError for a process whose
+    markers say more than its words, or whose spans tie tokens together.
+    """
+    if process.staged or process.empty or not process.uniform.independent:
+        raise ValueError("rates of insertion bound deletion without markers alone; make it Deletion(specials, empty=0)")
+    u = key.fold(0).uniform(1)[:, 0]
+    t, noise = u**2, process.noise(x0, key.fold(1))
+    xt, truth = process.corrupt(x0, noise, t), process.align(x0, noise, t)
+    missing = ((xt.ids.gather(1, truth.place) == process.specials.gap) & x0.valid).sum(1)
+    price = insertion_price(look(xt, t), truth, missing) * process.schedule.weight(t) * 2 * u
+    return torch.where(process.schedule.beta(t) > 0, price, 0.0)  # too small a t for float64, where nothing is lost
