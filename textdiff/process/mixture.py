@@ -1,0 +1,132 @@
+"""A weighted mixture of processes: q(x_t | x_0) = sum_c w_c q_c(x_t | x_0), the component c drawn per text.
+
+One model learns to fill, to lengthen and to correct. x_t carries its component (`Tokens.part`), as side information that
+denoisers need not read, so every rule stays within it: Su's law holds because it holds for each component.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from textdiff.keys import Key
+from textdiff.posterior import Draw, Posterior
+from textdiff.process.base import Noise, Process
+from textdiff.tokens import Tokens, concatenate
+
+
+class MixedNoise(NamedTuple):
+    """choice (B,): the component of each row. parts: for each component the noise of its rows, None where it has none."""
+
+    choice: Tensor
+    parts: list[Any]
+
+
+class Mixture(Process):
+    """Processes of one kind of text, with weights.
+
+    The first one is what a user's own page starts from, and what the likelihood bound is of. ValueError for weights that
+    are not positive.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Process]], pad: int) -> None:
+        if len(parts) < 2 or min(weight for weight, _ in parts) <= 0:
+            shown = ", ".join(f"{weight:g} {type(process).__name__}" for weight, process in parts)
+            raise ValueError(f"a mixture of ({shown}) needs two processes or more, each with a weight above 0")
+        total = sum(weight for weight, _ in parts)
+        self.weights = [weight / total for weight, _ in parts]
+        self.processes, self.pad = [process for _, process in parts], pad
+
+    def noise(self, x0: Tokens, key: Key) -> MixedNoise:
+        cdf = torch.tensor(self.weights, dtype=torch.float64, device=x0.ids.device).cumsum(0)
+        drawn = torch.searchsorted(cdf, key.fold(0).uniform(1)[:, 0]).clamp_max(len(cdf) - 1)
+        dealt = x0.part[:, 0]  # a guess belongs to the component of the state it was made from
+        choice = torch.where(dealt > 0, dealt - 1, drawn)
+        mine = key.fold(1)
+        return self._split(choice, lambda c, rows: self.processes[c].noise(x0[rows], mine[rows]))
+
+    def corrupt(self, x0: Tokens, noise: MixedNoise, t: Tensor) -> Tokens:
+        states, order = [], []
+        for number, rows in self._rows(noise):
+            xt = self.processes[number].corrupt(x0[rows], noise.parts[number], t[rows])
+            dealt = torch.where((t[rows] > 0)[:, None] & xt.valid, number + 1, 0)
+            states.append(xt.with_(part=dealt))
+            order.append(rows)
+        return concatenate(states, self.pad)[torch.cat(order).argsort()]
+
+    def align(self, x0: Tokens, noise: MixedNoise, t: Tensor) -> Draw:
+        place = torch.arange(x0.ids.shape[1], device=x0.ids.device).expand_as(x0.ids).clone()
+        for number, rows in self._rows(noise):
+            found = self.processes[number].align(x0[rows], noise.parts[number], t[rows]).place
+            if found.numel():
+                place[rows] = found
+        return Draw(x0.with_(part=torch.where(x0.valid, noise.choice[:, None] + 1, 0)), place, x0.score)
+
+    def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> MixedNoise:
+        choice = (xt.part[:, 0] - 1).clamp_min(0)  # a user's page is of the first
+        return self._split(
+            choice, lambda c, rows: self.processes[c].infer(xt[rows], _take(draw, rows), t[rows], key[rows])
+        )
+
+    def blend(self, inferred: MixedNoise, fresh: MixedNoise, rho: float | Tensor, key: Key) -> MixedNoise:
+        if not bool((inferred.choice == fresh.choice).all()):
+            raise ValueError(
+                "noises of different components cannot be blended; a guess must keep the part of its state"
+            )
+        share = torch.as_tensor(rho)
+
+        def make(c: int, rows: Tensor) -> Noise:
+            mine = share[rows] if share.dim() else rho
+            return self.processes[c].blend(inferred.parts[c], fresh.parts[c], mine, key[rows])
+
+        return self._split(inferred.choice, make)
+
+    def rank(self, noise: MixedNoise, xt: Tokens, draw: Draw) -> MixedNoise:
+        return self._split(
+            noise.choice, lambda c, rows: self.processes[c].rank(noise.parts[c], xt[rows], _take(draw, rows))
+        )
+
+    def weight(self, t: Tensor) -> Tensor:
+        weights = [process.weight(t) for process in self.processes]
+        if any(not torch.equal(weights[0], other) for other in weights[1:]):
+            raise ValueError("the processes of this mixture weigh times differently; leave objective.weighted out")
+        return weights[0]
+
+    def price(self, posterior: Posterior, truth: Draw, xt: Tokens, t: Tensor) -> Tensor:
+        return self.processes[0].price(posterior, truth, xt, t)
+
+    def probe(self, x0: Tokens, key: Key) -> Iterator[tuple[MixedNoise, Tensor, Tensor]]:
+        """The first component's bound: all of them are bounds of the same model, run by that process alone."""
+        others: list[Any] = [None] * (len(self.processes) - 1)
+        for noise, t, weight in self.processes[0].probe(x0, key):
+            yield MixedNoise(torch.zeros(len(x0), dtype=torch.long, device=t.device), [noise, *others]), t, weight
+
+    def size(self, x0: Tokens) -> Tensor:
+        return x0.sizes
+
+    def cells(self, x0: Tokens, t: Tensor) -> tuple[MixedNoise, Tensor]:
+        found = [process.cells(x0, t) for process in self.processes]
+        chance = torch.cat([weight * chances for weight, (_, chances) in zip(self.weights, found, strict=True)])
+        sizes = torch.tensor([len(chances) for _, chances in found])
+        choice = torch.arange(len(found)).repeat_interleave(sizes)
+        return MixedNoise(choice, [noise for noise, _ in found]), chance
+
+    def _rows(self, noise: MixedNoise) -> Iterator[tuple[int, Tensor]]:
+        for number in range(len(self.processes)):
+            rows = (noise.choice == number).nonzero()[:, 0]
+            if len(rows):
+                yield number, rows
+
+    def _split(self, choice: Tensor, make: Callable[[int, Tensor], Noise]) -> MixedNoise:
+        """The noise made by each component for its rows."""
+        parts: list[Noise] = [None] * len(self.processes)
+        for number, rows in self._rows(MixedNoise(choice, parts)):
+            parts[number] = make(number, rows)
+        return MixedNoise(choice, parts)
+
+
+def _take(draw: Draw, rows: Tensor) -> Draw:
+    """Some rows of a draw."""
+    place = draw.place[rows] if draw.place.numel() else draw.place
+    return Draw(draw.x0[rows], place, draw.log_prob[rows] if draw.log_prob.dim() else draw.log_prob)
