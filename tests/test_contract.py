@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from textdiff.keys import Key
-from textdiff.process import Deletion, Masking, Process
-from textdiff.schedule import Cosine, Linear, Power, Schedule
+from textdiff.process import Deletion, Edit, Masking, Mixture, Process, Replacement
+from textdiff.schedule import Betas, Cosine, Linear, Power, Schedule, SquaredCosine, Steps, reaching
 from textdiff.tokens import Specials, Tokens
 
 SPECIALS = Specials(pad=0, bos=1, mask=2, gap=3)
@@ -23,8 +23,24 @@ PROCESSES = [
     for family in (Masking, Deletion)
     for schedule in (Linear(), Cosine(), Power(3))
     for spans in ((1,), (1, 3))
-] + [pytest.param(Deletion(SPECIALS, staged=True), id="Deletion-staged")]
-every_process = pytest.mark.parametrize("process", PROCESSES)
+] + [
+    pytest.param(Deletion(SPECIALS, staged=True), id="Deletion-staged"),
+    pytest.param(Deletion(SPECIALS, empty=0), id="Deletion-bare"),
+]
+WORDS = torch.arange(WORD, WORD + 20)
+COUNTED = [
+    pytest.param(Masking(SPECIALS, counts=True), id="Masking-counts"),
+    pytest.param(Replacement(SPECIALS, WORDS, different=True, counts=True), id="Replacement-B-counts"),
+]
+OTHERS = [
+    pytest.param(Replacement(SPECIALS, WORDS, different=True), id="Replacement-B"),
+    pytest.param(Replacement(SPECIALS, WORDS, different=True, masked=0.3), id="Replacement-B-masked"),
+    pytest.param(Edit(SPECIALS, WORDS, insert=0.3), id="Edit"),
+    pytest.param(Mixture([(1, Deletion(SPECIALS)), (2, Masking(SPECIALS))], SPECIALS.pad), id="Mixture"),
+]
+ending_in_a_point = pytest.mark.parametrize("process", PROCESSES + COUNTED[:1])
+keeping_pace = pytest.mark.parametrize("process", PROCESSES + OTHERS)
+every_process = pytest.mark.parametrize("process", PROCESSES + COUNTED + OTHERS)
 
 
 def texts() -> Tokens:
@@ -79,7 +95,7 @@ def test_time_0_is_the_data(process: Process) -> None:
     assert bool((kept(process, x0, noise, 0.0) == x0.valid).all())
 
 
-@every_process
+@ending_in_a_point
 def test_time_1_leaves_only_what_is_fixed(process: Process) -> None:
     x0, key = copies(40)
     xt = process.corrupt(x0, process.noise(x0, key), at(x0, 1.0))
@@ -87,7 +103,7 @@ def test_time_1_leaves_only_what_is_fixed(process: Process) -> None:
     assert alike(rows(process.prior(x0, key)), rows(xt))
 
 
-@every_process
+@ending_in_a_point
 def test_the_prior_is_a_point(process: Process) -> None:
     """x_1 does not depend on the noise. (The likelihood bounds rely on it: they have no prior term.)"""
     x0, key = copies(40)
@@ -125,7 +141,7 @@ def test_the_users_tokens_never_change(process: Process) -> None:
         assert not bool(((x0.fixed & x0.valid) & ~kept(process, x0, noise, t)).any())
 
 
-@every_process
+@ending_in_a_point
 def test_sealed_and_counted_are_respected(process: Process) -> None:
     """Where the user closed a place no marker stands unless the next token is gone; counted tokens are not deleted."""
     x0, key = copies(40)
@@ -180,25 +196,49 @@ def keeps_pace(process: Process, schedule: Schedule, time: float) -> bool:
     return low <= count <= high
 
 
-@every_process
+@keeping_pace
 def test_it_is_gradual(process: Process) -> None:
     """At t a share alpha(t) is left, whatever the spans: every stage between data and noise is met."""
     for t in (0.2, 0.5, 0.8):
-        assert keeps_pace(process, process.schedule, t)
-        assert not keeps_pace(process, Power(1.5 if isinstance(process.schedule, Linear) else 1.2), t)
+        schedule = getattr(process, "schedule", Linear())  # of a mixture: of its parts
+        assert keeps_pace(process, schedule, t)
+        assert not keeps_pace(process, Power(1.5 if isinstance(schedule, Linear) else 1.2), t)
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Power(3), Power(0.5)], ids=lambda s: type(s).__name__)
+SCHEDULES = [Linear(), Cosine(), Power(3), Power(0.5), SquaredCosine(), Betas(), Steps([1, 0.9, 0.4, 0.1, 0])]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_schedules(schedule: Schedule) -> None:
-    """Exactly 1 and 0 at the ends: anything less is text changed at t = 0, or left over at t = 1."""
+    """Exactly 1 and 0 at the ends: anything less is text changed at t = 0, or left over at t = 1. DDPM's betas end near."""
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
     alpha = schedule.alpha(t)
-    assert float(alpha[0]) == 1 and float(alpha[-1]) == 0
+    assert float(alpha[0]) == 1
+    assert float(alpha[-1]) == 0 or isinstance(schedule, Betas) and float(alpha[-1]) < 5e-5
     assert bool((alpha.diff() < 0).all())
-    inner = t[10:-10].clone().requires_grad_()
+    inner = (t[10:-10] + 1e-4).requires_grad_()  # not where a table has its corners
     (slope,) = torch.autograd.grad(schedule.alpha(inner).sum(), inner)
     torch.testing.assert_close(schedule.slope(inner), slope)
     torch.testing.assert_close(schedule.weight(inner), -slope / (1 - schedule.alpha(inner)))
+
+
+def test_discrete_time() -> None:
+    """A table's values at its own times, whatever k / T rounds to; and DDPM's: prod(1 - beta_k) of 1000 linear betas."""
+    values = [1.0, *(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0).tolist()]
+    t = torch.arange(1001, dtype=torch.float64) / 1000
+    torch.testing.assert_close(Steps(values).alpha(t), torch.tensor(values, dtype=torch.float64), rtol=1e-6, atol=1e-12)
+    # the continuous form is the limit of small betas: -log alpha differs by sum beta^2 / 2 at most
+    assert float((Betas().alpha(t) - Steps(values).alpha(t)).abs().max()) < 2e-3
+
+
+def test_a_schedule_that_does_not_reach_its_prior_is_refused() -> None:
+    reaching(Betas(), most=1e-3)
+    with pytest.raises(ValueError, match="Betas leaves 4.32e-05 of the data at t = 1"):
+        Masking(SPECIALS, Betas())
+    with pytest.raises(ValueError, match="Steps leaves 0.1 of the data"):
+        Deletion(SPECIALS, Steps([1, 0.5, 0.1]))
+    with pytest.raises(ValueError, match="must fall, from 1 on"):
+        Steps([0.9, 0.5, 0])
 
 
 @pytest.mark.parametrize("make", [lambda: Power(0), lambda: Power(-1), lambda: Masking(SPECIALS, spans=())])
