@@ -9,12 +9,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
+from tiny import SHAPE, tiny_checkpoint
 
-from textdiff.checkpoint import CONFIG_NAME, Checkpoint, DiffusionConfig
+from textdiff.checkpoint import CONFIG_NAME
 from textdiff.cli import main
-from textdiff.models import SIZES, new_model
-from textdiff.tokenizer import specials, train_tokenizer
+from textdiff.models import SIZES
 
 WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
 
@@ -29,13 +28,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         lines = "".join(json.dumps({"text": text, "body": text}) + "\n" for text in texts)
         (folder / "texts" / f"{split}.jsonl").write_text(lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
+        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], **SHAPE))
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         for kind in ("parallel", "autoregressive"):
-            tokenizer = train_tokenizer(texts, 320, lengths=16)
-            torch.manual_seed(0)
-            model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64)
-            checkpoint = Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind, max_gap=4))
+            checkpoint = tiny_checkpoint(kind, texts, vocab=320, lengths=16, max_gap=4)
             checkpoint.save(folder / kind)
         checkpoint.save(folder / "plain")
         (folder / "plain" / CONFIG_NAME).unlink()
@@ -58,14 +54,15 @@ def run(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     return call
 
 
-INFILL = ("infill", "parallel")
+INFILL, REFINE = ("infill", "parallel"), ("refine", "parallel")
+AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         ((), ["textdiff COMMAND --help"]),
-        (("fill",), ["unknown command 'fill'", "train, infill, generate, evaluate"]),
+        (("fill",), ["unknown command 'fill'", "train, infill, refine, generate, evaluate"]),
         ((*INFILL, ""), ["the text is empty", "give a text with a [GAP]"]),
         ((*INFILL, "no gap"), ["no gap in 'no gap'", "mark the missing text with [GAP]"]),
         ((*INFILL, "[GAP][GAP:2]"), ["two gaps touch", "put text between them"]),
@@ -83,6 +80,10 @@ INFILL = ("infill", "parallel")
         (("infill", "short", "a [GAP]"), ["short is cut short or damaged", "copy it again"]),
         (("infill", "missing", "a [GAP]"), ["missing is not a folder", "such as runs/demo"]),
         (("infill",), ["A trained model: a folder", "required"]),
+        ((*REFINE, "a b", "--t", "0"), ["t 0.0 is not in (0, 1]", "small t changes little"]),
+        ((*REFINE, "a b", "--keep", "c"), ["'c' is not in the text", "copy it"]),
+        ((*REFINE, "a b", "--keep", "a b"), ["nothing to rewrite"]),
+        ((*REFINE, "x y " * 100), ["the model reads 64"]),
         (("generate", "plain"), [f"plain has no {CONFIG_NAME}"]),
         (("generate", "parallel", "--num-return-sequences", "0"), ["num_return_sequences 0 is not positive"]),
         (("evaluate",), ["name at least one model"]),
@@ -102,6 +103,18 @@ INFILL = ("infill", "parallel")
         (("train", "--trainer.optimizer", "sgd"), ["sgd", "adamw"]),
         (("train", "--diffusion.denoiser", "magic"), ["magic", "parallel", "autoregressive", "seq2seq"]),
         (("train", "--diffusion.rule", "best"), ["unknown rule 'best'"]),
+        (("train", "--diffusion.process", "smudge"), ["unknown process 'smudge'", "masking, deletion, replacement"]),
+        (("train", "--diffusion.process", "0*masking+edit"), ["write masking, or a mixture such as"]),
+        (("train", "--diffusion.process", "masking+encoder"), ["states are vectors", "cannot be mixed"]),
+        (("train", *AUTOREGRESSIVE, "--diffusion.process", "edit"), ["edit has words corrected", "denoiser parallel"]),
+        (("train", "--diffusion.counts"), ["counts is for process masking or replacement, not deletion"]),
+        (
+            ("train", "--diffusion.process", "masking", "--diffusion.masked", "0.5"),
+            ["masked is for process replacement"],
+        ),
+        (("train", "--diffusion.process", "replacement", "--diffusion.masked", "1"), ["masked 1.0 is not a share"]),
+        (("train", "--diffusion.process", "edit", "--diffusion.edits", "1", "1", "1", "0"), ["must sum to 1"]),
+        (("train", "--diffusion.process", "edit", "--diffusion.edits", "1", "0", "0", "1"), ["insert 1.0 is not in"]),
         (("train", "--data.dataset", "texts", "--data.text-column", "words"), ["no column 'words'", "text_column"]),
         (("train", "--data.dataset", "nowhere/"), ["nowhere"]),
         (("train", "--data.dataset", "texts", "--data.context", "1"), ["context=1"]),
@@ -190,6 +203,21 @@ def test_brackets_of_the_user_are_no_markup(run: object) -> None:
     assert code == 0 and out.startswith("[bold]x[/bold] [/] ")
 
 
+def test_refine(run: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept stays, the rest may change; drafts come from the line or from standard input."""
+    words = ("refine", "autoregressive", "we the people go on", "--t", "0.9", "--keep", "the people", "--json")
+    code, out, _ = run(*words, "--num-return-sequences", "3")
+    texts = [sequence["generated_text"] for sequence in json.loads(out)]
+    assert code == 0 and len(texts) == 3 and all("the people" in text for text in texts)
+    assert any(text != "we the people go on" for text in texts)
+    monkeypatch.setattr("sys.stdin", io.StringIO("we go\non and on\n"))
+    code, out, _ = run(*REFINE, "--json")
+    assert code == 0 and len(out.splitlines()) == 2
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    code, _, err = run(*REFINE)
+    assert code == 2 and "no text to refine; give one" in err
+
+
 @pytest.mark.parametrize("model", ["parallel", "autoregressive"])
 def test_generate(model: str, run: object) -> None:
     code, out, _ = run("generate", model, "--json", "--num-return-sequences", "2")
@@ -222,7 +250,7 @@ def test_evaluate(run: object) -> None:
     assert code == 0 and [row["model"] for row in json.loads(out)] == ["parallel", "autoregressive"]
 
 
-@pytest.mark.parametrize("command", ["train", "infill", "generate", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "infill", "refine", "generate", "evaluate"])
 def test_help(command: str, run: object) -> None:
     code, out, err = run(command, "--help")
     assert code == 0 and f"  textdiff {command} " in out and "Examples:" in out
@@ -231,7 +259,9 @@ def test_help(command: str, run: object) -> None:
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_lists_the_commands(word: str, run: object) -> None:
     code, out, _ = run(word)
-    assert code == 0 and all(f"textdiff {name}" in out for name in ("train", "infill", "generate", "evaluate"))
+    assert code == 0 and all(
+        f"textdiff {name}" in out for name in ("train", "infill", "refine", "generate", "evaluate")
+    )
 
 
 def test_yaml_and_options_train(run: object, world: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tiny import KINDS, WORDS, tiny_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,23 +16,13 @@ from textdiff.models import SIZES, new_model
 from textdiff.posterior import Decode
 from textdiff.tokenizer import encode, prepare_tokenizer, specials, train_tokenizer
 
-WORDS = ["We the people.", "A more perfect union, of the people.", "It is 1787; we go on and on."]
 LITERALS = ["[MASK]", "[PAD]", "[BOS]", "[FILL]", "[END]", "<|2|>", "</s>", "[GAP", "GAP]", "\\"]
-KINDS = ("parallel", "autoregressive", "seq2seq")
 
 
 @pytest.fixture(scope="module")
 def tools() -> dict[str, dict[str, Any]]:
     """What `infill` needs, of a tiny random model of each kind."""
-    made = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
-        for kind in KINDS:
-            tokenizer = train_tokenizer(WORDS, 300, lengths=8)
-            torch.manual_seed(0)
-            model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 512)
-            made[kind] = Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind)).tools()
-    return made
+    return {kind: tiny_checkpoint(kind, reads=512).tools() for kind in KINDS}
 
 
 # ------------------------------------------------------------------------------------------------------------- syntax

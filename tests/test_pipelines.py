@@ -2,22 +2,17 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from tiny import KINDS, tiny_checkpoint
 from transformers import pipeline
 
 import textdiff  # noqa: F401  (makes the task known)
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, load
+from textdiff.checkpoint import load
 from textdiff.gaps import Gap, infill, parse
-from textdiff.models import SIZES, new_model
-from textdiff.tokenizer import specials, train_tokenizer
 
-KINDS = ("parallel", "autoregressive", "seq2seq")
-WORDS = ["We the people.", "A more perfect union, of the people.", "It is 1787; we go on and on."]
 TEXT = "We [GAP:4] on [GAP]."
 
 
@@ -25,13 +20,8 @@ TEXT = "We [GAP:4] on [GAP]."
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny checkpoint of each kind."""
     folder = tmp_path_factory.mktemp("models")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
-        for kind in KINDS:
-            tokenizer = train_tokenizer(WORDS, 300, lengths=8)
-            torch.manual_seed(0)
-            model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64)
-            Checkpoint(model, tokenizer, DiffusionConfig(denoiser=kind, max_gap=4)).save(folder / kind)
+    for kind in KINDS:
+        tiny_checkpoint(kind, max_gap=4).save(folder / kind)
     return {kind: folder / kind for kind in KINDS}
 
 

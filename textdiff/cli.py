@@ -1,96 +1,20 @@
-"""The command line: textdiff train | infill | generate | evaluate."""
+"""The command line: textdiff train | infill | refine | generate | evaluate."""
 
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
-
+from textdiff.commands import EXAMPLES, USAGE, Evaluate, Generate, Infill, Refine
 from textdiff.config import complain, parse
-
-_USAGE = """textdiff: train diffusion models of text, fill gaps of unknown length.
-
-  textdiff train     learn from a data set         textdiff train --config data/demo.yaml
-  textdiff infill    fill the gaps of a text       textdiff infill runs/demo "We must [GAP] the economy."
-  textdiff generate  write texts, or go on         textdiff generate runs/demo --prompt "My fellow Americans,"
-  textdiff evaluate  likelihood and gaps filled    textdiff evaluate runs/demo --dataset data/sotu --split test
-
-textdiff COMMAND --help explains each one."""
-
-
-@dataclass
-class Sampling:
-    """How texts are drawn. What is left out is what the model was saved with."""
-
-    num_steps: int | None = None
-    """Turns of the reverse process; more look again in between."""
-    rule: str | None = None
-    """fresh, posterior, ranked, or partial:RHO."""
-    temperature: float | None = None
-    """0 takes the most probable token."""
-    top_k: int | None = None
-    top_p: float | None = None
-    max_gap: int | None = None
-    """The longest content of a gap, in tokens."""
-    num_return_sequences: int = 1
-    seed: int = 0
-
-    def options(self) -> dict[str, Any]:
-        """Those that were given."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass
-class Infill:
-    """Fill the gaps of texts."""
-
-    model: tyro.conf.Positional[str]
-    """A trained model: a folder or a hub name."""
-    texts: tyro.conf.Positional[tuple[str, ...]]
-    """Texts with [GAP], or [GAP:3] for exactly three tokens; \\[GAP] is the text itself. None: a line each from stdin."""
-    json: bool = False
-    """One JSON object per text, for programs."""
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-
-
-@dataclass
-class Generate:
-    """Write texts from a blank page, or go on from a prompt."""
-
-    model: tyro.conf.Positional[str]
-    prompt: str = ""
-    json: bool = False
-    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-
-
-@dataclass
-class Evaluate:
-    """The likelihood bound in bits per byte, and gaps of one to five words filled, beside trivial baselines."""
-
-    model: tyro.conf.Positional[tuple[str, ...]]
-    """One or more models; each is a row of the table."""
-    dataset: str = "data/sotu"
-    split: str = "test"
-    """The texts to measure on."""
-    train_split: str | None = "train"
-    """The texts the n-gram baselines learn from; None leaves them out."""
-    text_column: str = "text"
-    gaps: int = 200
-    context: int = 64
-    """Windows that the likelihood is measured on, in tokens of each model."""
-    windows: int = 500
-    seed: int = 0
-    json: bool = False
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
-        print(_USAGE)
+        print(USAGE)
         return 0 if words else 2
     if words[0] not in _COMMANDS:
         return complain(ValueError(f"unknown command {words[0]!r}; there are {', '.join(_COMMANDS)}"), "textdiff")
@@ -111,9 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def train(args: list[str], prog: str) -> int:
     """textdiff train."""
-    from textdiff.recipe import HELP, SHORT, Recipe
+    from textdiff.recipe import read_recipe
 
-    recipe = parse(Recipe, args, prog=prog, description=HELP, short=SHORT)
+    recipe = read_recipe(args, prog)
     _quiet()
     figures = recipe.build().run()
     shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -123,7 +47,7 @@ def train(args: list[str], prog: str) -> int:
 
 def infill(args: list[str], prog: str) -> int:
     """textdiff infill."""
-    command = parse(Infill, args, prog=prog, description=_EXAMPLES["infill"])
+    command = parse(Infill, args, prog=prog, description=EXAMPLES["infill"])
     texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
     if not texts:
         raise ValueError("no text to fill; give one, or a line each on standard input")
@@ -136,27 +60,65 @@ def infill(args: list[str], prog: str) -> int:
     return 0
 
 
+def refine(args: list[str], prog: str) -> int:
+    """textdiff refine."""
+    command = parse(Refine, args, prog=prog, description=EXAMPLES["refine"])
+    texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
+    if not texts:
+        raise ValueError("no text to refine; give one, or a line each on standard input")
+    _write(_pipeline(command.model).refine(texts, command.t, command.keep, **command.sampling.options()), command.json)
+    return 0
+
+
 def generate(args: list[str], prog: str) -> int:
     """textdiff generate."""
-    command = parse(Generate, args, prog=prog, description=_EXAMPLES["generate"])
+    command = parse(Generate, args, prog=prog, description=EXAMPLES["generate"])
+    from textdiff.checkpoint import kind_of
+
+    {"text": _generate_texts, "image": _generate_images}[kind_of(command.model)](command)
+    return 0
+
+
+def _generate_texts(command: Generate) -> None:
     from textdiff.gaps import Gap
 
+    if command.label is not None:
+        raise ValueError(f"--label {command.label}: {command.model} is a model of texts, which have no classes")
     parts = [command.prompt, Gap()] if command.prompt else [Gap()]
     _write([_pipeline(command.model)(parts, **command.sampling.options())], command.json)
-    return 0
+
+
+def _generate_images(command: Generate) -> None:
+    from textdiff.pictures.show import show
+
+    if command.prompt:
+        raise ValueError(f"--prompt {command.prompt!r}: {command.model} is a model of images; leave it out")
+    said = show(command.model, command.out, label=command.label, progress=_bar, **command.sampling.options())
+    print(json.dumps(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
 
 
 def evaluate(args: list[str], prog: str) -> int:
     """textdiff evaluate."""
-    command = parse(Evaluate, args, prog=prog, description=_EXAMPLES["evaluate"])
+    command = parse(Evaluate, args, prog=prog, description=EXAMPLES["evaluate"])
     if not command.model:
         raise ValueError("name at least one model, such as runs/demo")
+    from textdiff.checkpoint import kind_of
+
+    kinds = {kind_of(model) for model in command.model}
+    if len(kinds) > 1:
+        raise ValueError("models of texts and of images cannot be compared; name models of one kind")
     _quiet()
+    rows, shown = {"text": _evaluate_texts, "image": _evaluate_images}[kinds.pop()](command)
+    print(json.dumps(rows, indent=1) if command.json else shown)
+    return 0
+
+
+def _evaluate_texts(command: Evaluate) -> tuple[list[dict[str, Any]], str]:
     from textdiff.compare import compare, table
 
     rows = compare(
         command.model,
-        command.dataset,
+        command.dataset or "data/sotu",
         command.split,
         command.train_split,
         text_column=command.text_column,
@@ -165,37 +127,44 @@ def evaluate(args: list[str], prog: str) -> int:
         count=command.windows,
         seed=command.seed,
     )
-    print(json.dumps(rows, indent=1) if command.json else table(rows))
-    return 0
+    return rows, table(rows)
+
+
+def _evaluate_images(command: Evaluate) -> tuple[list[dict[str, Any]], str]:
+    from textdiff.pictures.data import DIGITS, PicturesConfig
+    from textdiff.pictures.scores import score, table
+
+    if command.train_split is None:
+        raise ValueError("train_split None leaves nothing that a classifier could learn from; name a split")
+    data = PicturesConfig(
+        command.dataset or DIGITS,
+        split=command.train_split,
+        validation_split=command.split,
+        image_column=command.image_column,
+        label_column=command.label_column,
+    )
+    runs = []
+    for word in command.rules:
+        rule, _, steps = word.partition("@")
+        if not steps.isdigit() or not int(steps):
+            raise ValueError(f"rules {word!r}: write RULE@STEPS, such as posterior@50")
+        runs.append((rule, int(steps)))
+    rows = score(command.model, data, runs, count=command.samples, seed=command.seed, progress=_bar)
+    return rows, table(rows)
+
+
+def _bar(total: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, dynamic_ncols=True, leave=False)
 
 
 _COMMANDS: dict[str, Callable[[list[str], str], int]] = {
     "train": train,
     "infill": infill,
+    "refine": refine,
     "generate": generate,
     "evaluate": evaluate,
-}
-
-_EXAMPLES = {
-    "infill": """Fill the gaps of texts. [GAP] stands for missing text of any length.
-
-Examples:
-  textdiff infill runs/demo "My fellow [GAP], the state of our union is [GAP]."
-  textdiff infill runs/demo "We must [GAP:2] the economy." --temperature 0
-  textdiff infill runs/demo --num-return-sequences 3 --num-steps 8 --rule ranked "[GAP] and thank you."
-  textdiff infill runs/demo --json < texts.txt""",
-    "generate": """Write texts from a blank page, or go on from a prompt.
-
-Examples:
-  textdiff generate runs/demo --num-return-sequences 3 --top-p 0.9
-  textdiff generate runs/demo --prompt "My fellow Americans,"
-  textdiff generate runs/demo --prompt "My fellow Americans," --num-steps 8 --rule partial:0.3 --json""",
-    "evaluate": """Measure models on texts they have not seen.
-
-Examples:
-  textdiff evaluate runs/demo
-  textdiff evaluate runs/demo runs/demo-autoregressive --gaps 200
-  textdiff evaluate runs/mine --dataset texts.jsonl --split train --text-column body --train-split None --json""",
 }
 
 

@@ -73,7 +73,7 @@ def _constant(known: list[str], one: list[Case], some: list[Case]) -> Row:
 def _likelihood(checkpoint: Checkpoint, texts: list[str], context: int, count: int, seed: int) -> Row:
     rows, sizes = _cut(checkpoint, texts, context, count)
     tools = checkpoint.tools()
-    process, kind = checkpoint.config.likelihood(checkpoint.specials)
+    process, kind = checkpoint.config.likelihood(checkpoint.specials, checkpoint.model)
     found = bound(UDM(process, tools["denoiser"]), rows, sizes, pad=checkpoint.specials.pad, seed=seed, draws=2)
     return {"nats": found.nats, "error": found.error, "bits_per_byte": found.bits_per_byte, "likelihood": kind}
 
@@ -86,7 +86,8 @@ def _gaps(checkpoint: Checkpoint, one: list[Case], some: list[Case]) -> Row:
         ("one_word", one, False),
         ("unknown_length", some, False),
     ):
-        row |= _shown(name, gap_score(cases, fill_cases(checkpoint, cases, given)))
+        if given or not checkpoint.config.keeps_lengths:
+            row |= _shown(name, gap_score(cases, fill_cases(checkpoint, cases, given)))
     return row
 
 

@@ -109,7 +109,7 @@ def tidy(parts: Parts) -> list[str | Gap]:
     return result
 
 
-def _tokens(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def tokens_of(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokens of a part that is text. A word's space belongs to the word: the one before a gap is the gap's to write."""
     text = str(parts[number])
     apart = text == " " and number > 0  # this one holds two gaps apart
@@ -132,7 +132,7 @@ def _row(parts: Parts, tokenizer: "PreTrainedTokenizerBase", specials: Specials)
     row: list[_Element] = [(specials.bos, True, False, True)]
     for number, part in enumerate(parts):
         if isinstance(part, str):
-            row += [(token, True, False, True) for token in _tokens(parts, number, tokenizer)]
+            row += [(token, True, False, True) for token in tokens_of(parts, number, tokenizer)]
         elif not row[-1][1]:  # the tokenizer has no token for the text in between
             raise ValueError(TOUCHING)
         elif part.length is not None:
@@ -151,7 +151,8 @@ def _batch(rows: list[list[_Element]], specials: Specials) -> Tokens:
     ids, fixed, counted, sealed = columns
     size = torch.tensor([len(row) for row in rows])[:, None]
     doc = torch.where(torch.arange(length)[None] < size, 0, -1)
-    return Tokens(ids, doc, fixed, counted, sealed, torch.zeros(ids.shape))
+    page = Tokens.of(ids, doc, fixed, counted, sealed)
+    return page.with_(part=(doc >= 0).long())  # of a mixture, the first process fills what a user left open
 
 
 def read_result(
@@ -165,7 +166,7 @@ def read_result(
     for number, part in enumerate(parts):
         if isinstance(part, str):
             text += part
-            seen += len(_tokens(parts, number, tokenizer))
+            seen += len(tokens_of(parts, number, tokenizer))
             continue
         mine = (before == seen) & ~fixed
         content = tokenizer.decode(ids[mine].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -194,31 +195,37 @@ def infill(
     ValueError for a text that is longer than the model reads; none grows beyond that.
     """
     start = start_state(texts, tokenizer, specials)
-    size = int(start.valid.sum(1).max())
-    longest = denoiser.longest
-    if longest is not None and size > longest:
-        raise ValueError(f"the text has {size} tokens, the model reads {longest}; shorten the text or split it")
-    decode = replace(decode or Decode(), longest=longest)
-    device = next(denoiser.parameters()).device
+    check_size(start, denoiser)
     rows = torch.arange(len(texts)).repeat_interleave(samples)
     # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch
-    key = Key(Key.of(seed, torch.arange(samples).repeat(len(texts))).state ^ _fingerprints(start)[rows])
-    x = start[rows].to(device)
-    for step in sample(denoiser, process, x, steps=steps, rule=rule, decode=decode, key=key.to(device)):
-        x = step.x
-    x, results = x.to("cpu"), []
+    key = Key(Key.of(seed, torch.arange(samples).repeat(len(texts))).state ^ start.codes()[rows])
+    device = next(denoiser.parameters()).device
+    x, key = start[rows].to(device), key.to(device)
+    decode = replace(decode or Decode(), longest=denoiser.longest)
+    x = process.prior(x, key.fold(PRIOR))
+    for step in sample(denoiser, process, x, steps=steps, rule=rule, decode=decode, key=key):
+        x0 = step.draw.x0  # at t = 0 the state
+    return read_results(texts, x0, rows, tokenizer)
+
+
+PRIOR = 1 << 40  # the use of a key that no step of the loop has
+
+
+def check_size(x: Tokens, denoiser: "Denoiser") -> None:
+    """ValueError where a text is longer than the model reads."""
+    size, longest = int(x.valid.sum(1).max()), denoiser.longest
+    if longest is not None and size > longest:
+        raise ValueError(f"the text has {size} tokens, the model reads {longest}; shorten the text or split it")
+
+
+def read_results(
+    texts: Sequence[Parts], x0: Tokens, rows: Tensor, tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[Infill]]:
+    """The filled texts: row i of x0 is a sample of text rows[i], and those of one text follow each other."""
+    x0 = x0.to("cpu")
+    results: list[list[Infill]] = [[] for _ in texts]
     for row, number in enumerate(rows.tolist()):
-        valid = x.valid[row]
-        results.append(
-            read_result(texts[number], x.ids[row][valid], x.fixed[row][valid], x.score[row][valid], tokenizer)
-        )
-    return [results[i : i + samples] for i in range(0, len(results), samples)]
-
-
-def _fingerprints(start: Tokens) -> Tensor:
-    """(B,) a number for each text, the same whatever it is batched with."""
-    result = torch.zeros(len(start), dtype=torch.int64)
-    for column in range(start.ids.shape[1]):
-        mixed = Key(result).fold(0).state ^ start.ids[:, column]
-        result = torch.where(start.valid[:, column], mixed, result)
-    return result
+        valid = x0.valid[row]
+        ids, fixed, score = x0.ids[row][valid], x0.fixed[row][valid], x0.score[row][valid]
+        results[number].append(read_result(texts[number], ids, fixed, score, tokenizer))
+    return results

@@ -12,6 +12,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file, rule_of
+from textdiff.drafts import find, refine
 from textdiff.gaps import Gap, Infill, check, infill, parse
 from textdiff.posterior import Decode
 from textdiff.tokenizer import prepare_tokenizer
@@ -67,23 +68,36 @@ class TextInfillingPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         texts = inputs["parts"] if inputs.get("batched") else [inputs["parts"]]
+        filled = infill(texts, **self._sampling(options), **self.tools)
+        return {"filled": filled if inputs.get("batched") else filled[0]}
+
+    def _sampling(self, options: dict[str, Any]) -> dict[str, Any]:
+        """How to sample: what was asked for, and of the rest what the checkpoint says."""
         config = self.diffusion_config
-        chosen = {
-            name: options.get(name, getattr(config, name)) for name in ("temperature", "top_k", "top_p", "max_gap")
-        }
+        decode = ("temperature", "top_k", "top_p", "max_gap")
         samples = options.get("num_return_sequences", 1)
         if samples < 1:
             raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
-        filled = infill(
-            texts,
-            steps=options.get("num_steps", config.num_steps),
-            rule=rule_of(options.get("rule", config.rule)),
-            decode=Decode(**chosen),
-            seed=options.get("seed", 0),
-            samples=samples,
-            **self.tools,
-        )
-        return {"filled": filled if inputs.get("batched") else filled[0]}
+        return {
+            "steps": options.get("num_steps", config.num_steps),
+            "rule": rule_of(options.get("rule", config.rule)),
+            "decode": Decode(**{name: options.get(name, getattr(config, name)) for name in decode}),
+            "seed": options.get("seed", 0),
+            "samples": samples,
+        }
+
+    def refine(self, texts: str | Sequence[str], t: float, keep: Sequence[str] = (), **options: Any) -> list[Any]:
+        """Rewrite drafts from noise level t in (0, 1]: small t changes little. `keep`: phrases that stay as they are.
+
+        Options and output are those of a call, in 16 steps unless num_steps says otherwise; "gaps" are the stretches that
+        were free to change. A list of texts gives a list of results.
+        """
+        self._sanitize_parameters(**options)
+        drafts = [texts] if isinstance(texts, str) else list(texts)
+        spans = [find(text, [phrase for phrase in keep if len(drafts) == 1 or phrase in text]) for text in drafts]
+        chosen = self._sampling({"num_steps": 16, **options})
+        results = [[as_dict(r) for r in found] for found in refine(drafts, t, keep=spans, **chosen, **self.tools)]
+        return results[0] if isinstance(texts, str) else results
 
     def get_iterator(
         self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict, forward_params: dict,

@@ -118,6 +118,7 @@ def specials(tokenizer: "PreTrainedTokenizerBase") -> Specials:
         end=named["end"],
         lengths=tuple(lengths),
         banned=tuple(banned),
+        size=len(tokenizer),
     )
 
 

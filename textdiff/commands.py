@@ -1,0 +1,145 @@
+"""What the commands take, and the help that teaches them."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+USAGE = """textdiff: train diffusion models of text, fill gaps of unknown length; and of images.
+
+  textdiff train     learn from a data set         textdiff train --config data/demo.yaml
+  textdiff infill    fill the gaps of a text       textdiff infill runs/demo "We must [GAP] the economy."
+  textdiff refine    rewrite a draft               textdiff refine runs/demo "We must act on the jobs." --t 0.3
+  textdiff generate  write texts, draw images      textdiff generate runs/demo --prompt "My fellow Americans,"
+  textdiff evaluate  how good a model is           textdiff evaluate runs/demo --dataset data/sotu --split test
+
+textdiff COMMAND --help explains each one."""
+
+
+@dataclass
+class Sampling:
+    """How texts, or images, are drawn. What is left out is what the model was saved with."""
+
+    num_steps: int | None = None
+    """Turns of the reverse process; more look again in between."""
+    rule: str | None = None
+    """fresh, posterior, ranked (texts), partial:RHO; ode and sde:SCALE (images with Gaussian noise)."""
+    temperature: float | None = None
+    """0 takes the most probable token."""
+    top_k: int | None = None
+    top_p: float | None = None
+    max_gap: int | None = None
+    """The longest content of a gap, in tokens."""
+    num_return_sequences: int | None = None
+    """One text, or ten images of each class, unless it is given."""
+    seed: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """Those that were given."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
+class Infill:
+    """Fill the gaps of texts."""
+
+    model: tyro.conf.Positional[str]
+    """A trained model: a folder or a hub name."""
+    texts: tyro.conf.Positional[tuple[str, ...]]
+    """Texts with [GAP], or [GAP:3] for exactly three tokens; \\[GAP] is the text itself. None: a line each from stdin."""
+    json: bool = False
+    """One JSON object per text, for programs."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+
+
+@dataclass
+class Refine:
+    """Rewrite drafts."""
+
+    model: tyro.conf.Positional[str]
+    """A trained model: a folder or a hub name."""
+    texts: tyro.conf.Positional[tuple[str, ...]]
+    """Drafts. None: a line each from stdin."""
+    t: float = 0.3
+    """The noise level to start from, in (0, 1]: about the share of the text that may change."""
+    keep: tuple[str, ...] = ()
+    """Phrases that stay as they are."""
+    json: bool = False
+    """One JSON object per text, for programs."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+
+
+@dataclass
+class Generate:
+    """Write texts from a blank page or go on from a prompt; or draw images, whichever the model was trained on."""
+
+    model: tyro.conf.Positional[str]
+    prompt: str = ""
+    json: bool = False
+    label: str | None = None
+    """The class of the images, by name; all of them in turn unless it is given."""
+    out: str = "samples"
+    """The folder that grid.png and strip.png, the images on their way, are written to."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+
+
+@dataclass
+class Evaluate:
+    """Texts: the likelihood bound in bits per byte, and gaps of one to five words filled, beside trivial baselines.
+
+    Images: how many samples a classifier of real images recognises, and how far they are from real ones.
+    """
+
+    model: tyro.conf.Positional[tuple[str, ...]]
+    """One or more models; each is a row of the table."""
+    dataset: str | None = None
+    """data/sotu for texts and digits for images, unless it is given."""
+    split: str = "test"
+    """The texts or images to measure on."""
+    train_split: str | None = "train"
+    """The texts the n-gram baselines learn from, None leaves them out; or the images the classifier learns from."""
+    text_column: str = "text"
+    image_column: str = "image"
+    label_column: str = "label"
+    gaps: int = 200
+    context: int = 64
+    """Windows that the likelihood is measured on, in tokens of each model."""
+    windows: int = 500
+    samples: int = 500
+    """Images drawn for each row of the table."""
+    rules: tuple[str, ...] = ()
+    """Rules and steps to draw by, such as sde:1@250 posterior@50; for images. All of the table's unless given."""
+    seed: int = 0
+    json: bool = False
+
+
+EXAMPLES = {
+    "infill": """Fill the gaps of texts. [GAP] stands for missing text of any length.
+
+Examples:
+  textdiff infill runs/demo "My fellow [GAP], the state of our union is [GAP]."
+  textdiff infill runs/demo "We must [GAP:2] the economy." --temperature 0
+  textdiff infill runs/demo --num-return-sequences 3 --num-steps 8 --rule ranked "[GAP] and thank you."
+  textdiff infill runs/demo --json < texts.txt""",
+    "refine": """Rewrite drafts: corrupt them to noise level t and run the reverse process from there.
+
+Examples:
+  textdiff refine runs/demo "We must act on the jobs of our people." --t 0.3
+  textdiff refine runs/demo "We must act on jobs." --t 0.6 --keep "We must" jobs --num-return-sequences 3
+  textdiff refine runs/demo --json < drafts.txt""",
+    "generate": """Write texts from a blank page or go on from a prompt; or draw images, whichever the model was trained on.
+
+Examples:
+  textdiff generate runs/demo --num-return-sequences 3 --top-p 0.9
+  textdiff generate runs/demo --prompt "My fellow Americans,"
+  textdiff generate runs/demo --prompt "My fellow Americans," --num-steps 8 --rule partial:0.3 --json
+  textdiff generate runs/digits --num-return-sequences 100 --out samples
+  textdiff generate runs/digits --label 3 --num-steps 250 --rule sde:1""",
+    "evaluate": """Measure models on texts they have not seen, or beside images they have not seen.
+
+Examples:
+  textdiff evaluate runs/demo
+  textdiff evaluate runs/demo runs/demo-autoregressive --gaps 200
+  textdiff evaluate runs/mine --dataset texts.jsonl --split train --text-column body --train-split None --json
+  textdiff evaluate runs/digits runs/digits-blur --samples 500""",
+}
