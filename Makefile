@@ -4,30 +4,35 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table test test-all lint bench clean
+.PHONY: help demo table digits test test-all lint bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Two models at once, one thread each, use two cores better than one model with two threads.
+# Two models at once, one thread each, use two cores better than one model with two threads: $(1) and $(2) for $(3) minutes.
 define TRAIN_BOTH
 	@mkdir -p runs; export OMP_NUM_THREADS=1; \
-	echo "runs/demo, the parallel model, trains at the same time; follow it in runs/demo.out"; \
-	$(BIN)/textdiff train --config data/demo.yaml --minutes $(1) --overwrite > runs/demo.out 2>&1 & \
-	$(BIN)/textdiff train --config data/demo-autoregressive.yaml --minutes $(1) --overwrite; \
-	first=$$?; wait $$! || { tail -n 3 runs/demo.out; exit 1; }; exit $$first
+	echo "runs/$(1) trains at the same time; follow it in runs/$(1).out"; \
+	$(BIN)/textdiff train --config data/$(1).yaml --minutes $(3) --overwrite > runs/$(1).out 2>&1 & \
+	$(BIN)/textdiff train --config data/$(2).yaml --minutes $(3) --overwrite; \
+	first=$$?; wait $$! || { tail -n 3 runs/$(1).out; exit 1; }; exit $$first
 endef
 
 demo: .venv/.ready  ## train two small models (about five minutes on two cores), then fill gaps with both
-	$(call TRAIN_BOTH,4.5)
+	$(call TRAIN_BOTH,demo,demo-autoregressive,4.5)
 	@for model in runs/demo runs/demo-autoregressive; do echo; echo "$$model fills:"; printf '%s\n' \
 		"My fellow [GAP], the state of our union is [GAP]." "We must [GAP] the economy." \
 		"I ask the Congress to [GAP] this year." \
 		| $(BIN)/textdiff infill $$model --num-return-sequences 3; done
 
 table: .venv/.ready  ## train both for what is five minutes of two cores each, print the README's table
-	$(call TRAIN_BOTH,9.6)
+	$(call TRAIN_BOTH,demo,demo-autoregressive,9.6)
 	$(BIN)/textdiff evaluate runs/demo runs/demo-autoregressive
+
+digits: .venv/.ready  ## train on images by Gaussian noise and by blur (about five minutes on two cores), draw and score both
+	$(call TRAIN_BOTH,digits,digits-blur,4.5)
+	@for model in runs/digits runs/digits-blur; do $(BIN)/textdiff generate $$model --num-return-sequences 100 --out $$model/images || exit 1; done
+	$(BIN)/textdiff evaluate runs/digits runs/digits-blur
 
 test: .venv/.ready  ## run the tests, without the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile

@@ -2,45 +2,35 @@
 
 import sys
 
-from textdiff.config import complain, parse
-from textdiff.recipe import HELP, SHORT, Recipe
-from textdiff.tokenizer import specials
+from textdiff.config import complain
+from textdiff.recipe import AnyRecipe, read_recipe
 from textdiff.trainer import Trainer
 
 
-def main(recipe: Recipe) -> None:
-    """From texts to a checkpoint."""
-    # 1. texts: any Hugging Face data set, with a column of documents
-    texts = recipe.texts(recipe.data.split)
+def main(recipe: AnyRecipe) -> None:
+    """From a data set to a checkpoint."""
+    # 1. data: any Hugging Face data set. Texts are cut into windows of tokens, by any tokenizer or one trained on them;
+    #    images are scaled to [-1, 1], with their classes
+    data = recipe.prepare()
 
-    # 2. tokenizer: any, or a byte-level BPE trained on these texts; it gets [MASK], [GAP] and the like
-    tokenizer = recipe.make_tokenizer(texts)
-    ids = specials(tokenizer)
+    # 2. model: a stock one, pretrained or from scratch; of transformers for texts, of diffusers for images
+    model = recipe.make_model(data)
+    print(f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {data}")
 
-    # 3. windows: cut at sentences, of varying length, so that no model can count its way to a gap's length
-    windows = recipe.make_windows(texts, tokenizer)
+    # 3. UDM = process (what is hidden or noised, x_t = F_t(x_0, eps)) + denoiser (the model as q(x_0 | x_t)) + objective
+    udm = recipe.make_udm(model, data)
 
-    # 4. model: a stock transformer, pretrained, or from scratch and then begun from the windows' bigrams
-    model = recipe.make_model(tokenizer, windows)
-    print(
-        f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer):,} tokens"
-    )
+    # 4. job: batches in, a held-out measure and samples out, the checkpoint at the end
+    job = recipe.make_job(model, data)
 
-    # 5. UDM = process (what is hidden, x_t = F_t(x_0, eps)) + denoiser (the model as q(x_0 | x_t)) + objective
-    udm = recipe.make_udm(model, ids)
-
-    # 6. job: windows in, bound and filled samples out, the checkpoint at the end
-    job = recipe.make_job(model, tokenizer, windows)
-
-    # 7. train: Accelerate's loop. Ctrl-C saves; --trainer.resume goes on bit for bit
+    # 5. train: Accelerate's loop. Ctrl-C saves; --trainer.resume goes on bit for bit
     figures = Trainer(udm, job, recipe.trainer).run()
     print(recipe.trainer.out, figures)
 
 
 if __name__ == "__main__":
-    usage = HELP.replace("textdiff train", "python train.py")
     try:
-        main(parse(Recipe, sys.argv[1:], prog="python train.py", description=usage, short=SHORT))
+        main(read_recipe(sys.argv[1:], prog="python train.py"))
     except (ValueError, OSError) as error:
         sys.exit(complain(error, "train.py"))
     except KeyboardInterrupt as stop:

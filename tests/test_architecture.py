@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From low to high. A module imports from its own row and from the rows above it here, never from the rows below.
 # A name stands for the module and, if it is a package, for all that is in it.
 LAYERS = (
-    ("keys", "tokens", "schedule"),
+    ("keys", "tokens", "images", "schedule"),
     ("process", "posterior"),
     ("denoiser",),
     ("rules", "sampler", "udm"),
@@ -27,7 +27,9 @@ LAYERS = (
     (
         "tokenizer",
         "gaps",
+        "drafts",
         "data",
+        "zoo",
         "checkpoint",
         "models",
         "spectral",
@@ -37,11 +39,13 @@ LAYERS = (
         "ngram",
         "compare",
     ),
+    ("pictures",),  # the whole backend for images: data, checkpoint, recipe, samples, scores
     ("pipelines", "recipe", "replay"),
+    ("commands",),
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"keys", "tokens", "schedule", "process", "posterior", "denoiser.base", "rules", "sampler", "udm"}
+CORE = {"keys", "tokens", "images", "schedule", "process", "posterior", "denoiser.base", "rules", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
 MAX_FILE, MAX_FUNCTION = 350, 60

@@ -5,40 +5,32 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tiny import KINDS, tiny_checkpoint
 
 from textdiff.card import model_card
-from textdiff.checkpoint import CONFIG_NAME, Checkpoint, DiffusionConfig, load, rule_of
+from textdiff.checkpoint import CONFIG_NAME, Checkpoint, load, rule_of
 from textdiff.gaps import Gap, infill, parse
-from textdiff.models import SIZES, new_model
 from textdiff.posterior import Decode
 from textdiff.recipe import Recipe
-from textdiff.tokenizer import encode, specials, train_tokenizer
-
-KINDS = ("parallel", "autoregressive", "seq2seq")
-WORDS = ["We the people.", "A more perfect union, of the people.", "It is 1787; we go on and on."]
+from textdiff.tokenizer import encode
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[Checkpoint, Path]]]:
     """A tiny checkpoint of each kind, and the folder it was saved to, with its card."""
     folder, result = tmp_path_factory.mktemp("checkpoints"), {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
-        for kind in KINDS:
-            tokenizer = train_tokenizer(WORDS, 300, lengths=8)
-            torch.manual_seed(0)
-            model = new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64).eval()
-            config = DiffusionConfig(denoiser=kind, temperature=0.7, num_steps=2, max_gap=3)
-            facts = {"steps": 3, "seconds": 1, "nats": 4.5, "bits_per_byte": 2.5}
-            card = model_card(kind, config, asdict(Recipe()), facts)
-            result[kind] = Checkpoint(model, tokenizer, config, card), folder / kind
-            result[kind][0].save(folder / kind)
+    for kind in KINDS:
+        checkpoint = tiny_checkpoint(kind, temperature=0.7, num_steps=2, max_gap=3)
+        facts = {"steps": 3, "seconds": 1, "nats": 4.5, "bits_per_byte": 2.5}
+        checkpoint.card = model_card(kind, checkpoint.config, asdict(Recipe()), facts)
+        checkpoint.save(folder / kind)
+        result[kind] = checkpoint, folder / kind
     yield result
 
 
@@ -117,7 +109,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"temperature": None}, "temperature None is not float"),
         ({"format": 2}, "is not of format 1; it needs another version of textdiff"),
         ({"denoiser": "diffuse"}, "unknown denoiser 'diffuse'; there are parallel, autoregressive, seq2seq"),
-        ({"process": "blur"}, "unknown process 'blur'; there are deletion, masking"),
+        ({"process": "blur"}, "unknown process 'blur'; there are masking, deletion, replacement"),
         ({"schedule": "steep"}, "unknown schedule 'steep'; there are linear, cosine"),
         ({"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, ranked, partial:RHO"),
         ({"rule": "partial:2"}, "rule 'partial:2': write partial:RHO with RHO in"),

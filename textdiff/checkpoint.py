@@ -11,12 +11,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from textdiff import rules, schedule
-from textdiff.denoiser import Autoregressive, Denoiser, Parallel
+from textdiff import rules
+from textdiff.denoiser import Autoregressive, Denoiser
 from textdiff.posterior import Decode
-from textdiff.process import Deletion, Masking, Process
+from textdiff.process import Process
 from textdiff.tokenizer import load_tokenizer, specials
 from textdiff.tokens import Specials
+from textdiff.zoo import check, chosen, keeps_lengths, likelihood, make_process, parallel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 CONFIG_NAME = "diffusion_config.json"
 FORMAT = 1
 
-# the names users write, resolved here once
-SCHEDULES: dict[str, Callable[[], schedule.Schedule]] = {"linear": schedule.Linear, "cosine": schedule.Cosine}
-PROCESSES: dict[str, Callable[..., Process]] = {"deletion": Deletion, "masking": Masking}
 AUTO_CLASSES = {
     "parallel": "AutoModelForMaskedLM",
     "autoregressive": "AutoModelForCausalLM",
@@ -35,21 +33,75 @@ AUTO_CLASSES = {
 
 
 def rule_of(name: str) -> rules.Rule:
-    """The rule a user named: fresh, posterior, ranked, or partial:RHO such as partial:0.3."""
+    """The rule a user named: fresh, posterior, ranked, ode, partial:RHO such as partial:0.3, or sde:SCALE such as sde:1."""
     if name.startswith("partial"):
         try:
             return rules.partial(float(name.partition(":")[2] or 0.3))
         except ValueError as error:
             raise ValueError(f"rule {name!r}: write partial:RHO with RHO in [0, 1], such as partial:0.3") from error
+    if name.startswith("sde"):
+        try:
+            return rules.sde(float(name.partition(":")[2] or 1))
+        except ValueError as error:
+            raise ValueError(f"rule {name!r}: write sde:SCALE with SCALE from 0 on, such as sde:1") from error
+    if name == "ode":
+        return rules.ode
     known = {"fresh": rules.fresh, "posterior": rules.posterior, "ranked": rules.ranked}
-    return chosen(name, known, "rule", more="partial:RHO")
+    return chosen(name, known, "rule", more="partial:RHO, ode, sde:SCALE")
 
 
-def chosen(name: str, known: dict[str, Any], what: str, more: str = "") -> Any:
-    """known[name], or a ValueError that lists what there is."""
-    if name not in known:
-        raise ValueError(f"unknown {what} {name!r}; there are {', '.join([*known, more] if more else known)}")
-    return known[name]
+def same_types(config: Any) -> None:
+    """ValueError for a value of a dataclass that is not of its default's type; None is of any."""
+    for entry in fields(config):
+        value, default = getattr(config, entry.name), entry.default
+        if default is None:
+            number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            expected = "a number"
+        else:
+            number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+            expected = f"{type(default).__name__}, as in {default!r}"
+        if type(value) is not type(default) and not number:
+            raise ValueError(f"{entry.name} {value!r} is not {expected}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a configuration holds. ValueError where it is damaged or of another version."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy the checkpoint again") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT}; it needs another version of textdiff")
+    return values
+
+
+def kind_of(path: str | Path) -> str:
+    """What a checkpoint makes: text or image."""
+    kind = str(read_json(config_file(path)).get("kind", "text"))
+    return str(chosen(kind, {"text": "text", "image": "image"}, f"kind of model in {path}:"))
+
+
+def read_values(config: type, path: Path, kind: str) -> dict[str, Any]:
+    """The values of a configuration of this kind. ValueError for another kind and for unknown keys."""
+    values = read_json(path)
+    if (found := values.pop("kind", "text")) != kind:
+        raise ValueError(f"{path} is of a model of {found}s, not of {kind}s; name another model")
+    unknown = sorted(set(values) - {entry.name for entry in fields(config)})
+    if unknown:
+        raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; remove them")
+    return values
+
+
+def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """The files that `write` writes to a folder, in `path`, each replaced whole or not at all; others stay."""
+    path.mkdir(parents=True, exist_ok=True)
+    part = path / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    write(part)
+    for file in sorted(part.iterdir()):
+        os.replace(file, path / file.name)
+    part.rmdir()
 
 
 @dataclass
@@ -58,9 +110,14 @@ class DiffusionConfig:
 
     Attributes:
         denoiser: How the model guesses: all words at once, or one after the other.
-        process: How texts are corrupted.
+        process: How texts are corrupted: masking, deletion, replacement, edit or encoder, or a mixture of them, one drawn
+            for each text, such as 3*deletion+1*edit; the first is what fills a page.
         schedule: How fast.
         staged: Fill by drawing the lengths of gaps first and their words after (delete-then-mask), with deletion.
+        counts: Exactly as many tokens as the time says, not each by chance, with masking and replacement.
+        different: The word that replaces another is never the same, with replacement.
+        masked: The share of replaced words that become [MASK], with replacement.
+        edits: The shares of deletion, masking and replacement, and how readily words come in, below 1, with edit.
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
         rule: Which noise goes back in: fresh, posterior, ranked, or partial:RHO.
@@ -71,9 +128,13 @@ class DiffusionConfig:
     """
 
     denoiser: Literal["parallel", "autoregressive", "seq2seq"] = "parallel"
-    process: Literal["deletion", "masking"] = "deletion"
+    process: str = "deletion"
     schedule: Literal["linear", "cosine"] = "linear"
     staged: bool = False
+    counts: bool = False
+    different: bool = False
+    masked: float = 0.0
+    edits: tuple[float, float, float, float] = (0.25, 0.25, 0.5, 0.1)
     bidirectional: bool = False
     num_steps: int = 1
     rule: str = "posterior"
@@ -83,60 +144,50 @@ class DiffusionConfig:
     max_gap: int = 64
 
     def __post_init__(self) -> None:
-        for entry in fields(self):
-            value, default = getattr(self, entry.name), entry.default
-            number = isinstance(default, float) and isinstance(value, int)
-            if type(value) is not type(default) and not number:
-                raise ValueError(f"{entry.name} {value!r} is not {type(default).__name__}, as in {default!r}")
+        same_types(self)
         chosen(self.denoiser, AUTO_CLASSES, "denoiser")
-        chosen(self.process, PROCESSES, "process")
-        chosen(self.schedule, SCHEDULES, "schedule")
-        if self.staged and self.process != "deletion":
-            raise ValueError(f"staged is for process deletion, not {self.process}: masks have their lengths already")
+        check(self, self.denoiser)
         rule_of(self.rule)
         self.decode()
         if self.num_steps < 1:
             raise ValueError(f"num_steps {self.num_steps} is not positive; 1 fills everything at once")
 
+    @property
+    def keeps_lengths(self) -> bool:
+        """Whether it fills only gaps whose length is given."""
+        return keeps_lengths(self.process)
+
     def decode(self) -> Decode:
         """How x0_hat is drawn."""
         return Decode(self.temperature, self.top_k, self.top_p, self.max_gap)
 
-    def build_process(self, ids: Specials, **options: Any) -> Process:
-        """The process, for training with `options` such as spans; `decode_process` is the one for decoding."""
-        return PROCESSES[self.process](ids, SCHEDULES[self.schedule](), **options)
+    def build_process(self, ids: Specials, model: Any = None, spans: tuple[float, ...] = (1,)) -> Process:
+        """The process, for training with `spans`; `decode_process` is the one for decoding."""
+        return make_process(self, ids, spans=spans, embedding=_embeddings(model))
 
-    def decode_process(self, ids: Specials) -> Process:
+    def decode_process(self, ids: Specials, model: Any = None) -> Process:
         """The process that is run in reverse to fill."""
-        return self.build_process(ids, **({"staged": True} if self.staged else {}))
+        return make_process(self, ids, embedding=_embeddings(model), staged=True)
 
     def build_denoiser(self, model: Any, ids: Specials, context: float = 0.0) -> Denoiser:
         """The denoiser around a stock model."""
-        if self.denoiser == "parallel":
-            return Parallel(model, ids)
-        return Autoregressive(model, ids, context, self.bidirectional)
+        if self.denoiser != "parallel":
+            return Autoregressive(model, ids, context, self.bidirectional)
+        return parallel(self, model, ids)
 
-    def likelihood(self, ids: Specials) -> tuple[Process, str]:
+    def likelihood(self, ids: Specials, model: Any = None) -> tuple[Process, str]:
         """The process whose bound measures this denoiser, and what the figure is.
 
-        A parallel one by masks, at given length; an autoregressive one in a single step, where it is exact.
+        A parallel one with length tokens as delete-then-mask, lengths included, whatever else it was trained on; an
+        autoregressive one in a single step, where it is exact.
         """
-        if self.denoiser == "parallel" or self.process == "masking":
-            return Masking(ids), "bound, length given"
-        return self.build_process(ids), "exact, in one step"
+        return likelihood(self, self.denoiser, ids, _embeddings(model))
 
     @classmethod
     def read(cls, path: Path) -> "DiffusionConfig":
         """From a file. ValueError for what is no configuration of this version."""
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); copy the checkpoint again") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not of format {FORMAT}; it needs another version of textdiff")
-        unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
-        if unknown:
-            raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; remove them")
+        values = read_values(cls, path, "text")
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
             return cls(**values)
         except ValueError as error:
@@ -166,25 +217,26 @@ class Checkpoint:
         ids = self.specials
         return {
             "denoiser": self.config.build_denoiser(self.model, ids).eval(),
-            "process": self.config.decode_process(ids),
+            "process": self.config.decode_process(ids, self.model),
             "tokenizer": self.tokenizer,
             "specials": ids,
         }
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint; other files of the folder stay. Each file is replaced whole or not at all."""
-        path = Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        part = path / ".part"
-        shutil.rmtree(part, ignore_errors=True)
-        self.model.save_pretrained(part)
-        self.tokenizer.save_pretrained(part)
-        _plain(part / "tokenizer_config.json")
-        self.config.write(part / CONFIG_NAME)
-        (part / "README.md").write_text(self.card, encoding="utf-8")
-        for file in sorted(part.iterdir()):
-            os.replace(file, path / file.name)
-        part.rmdir()
+
+        def write(part: Path) -> None:
+            self.model.save_pretrained(part)
+            self.tokenizer.save_pretrained(part)
+            _plain(part / "tokenizer_config.json")
+            self.config.write(part / CONFIG_NAME)
+            (part / "README.md").write_text(self.card, encoding="utf-8")
+
+        replace_whole(Path(path), write)
+
+
+def _embeddings(model: Any) -> Any:
+    return None if model is None else model.get_input_embeddings()
 
 
 def _plain(path: Path) -> None:

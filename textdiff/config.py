@@ -19,9 +19,38 @@ def parse(
 
     short: other names of options, such as --out for --trainer.out.
     """
+    words, rest = _take_config(list(args))
+    return _checked(kind, words, rest, prog, description, short)
+
+
+def parse_one_of(
+    kinds: Mapping[str, type],
+    args: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    short: Mapping[str, str] | None = None,
+) -> Any:
+    """Like `parse`, of the dataclass that `--kind` or `kind:` of a file names; the first of `kinds` where nothing does.
+
+    ValueError for a kind that there is not.
+    """
+    words, rest = _take_config(list(args))
+    kind = next(iter(kinds))
+    for part in (words, rest):  # the command line comes after the file
+        while place := next((i for i, word in enumerate(part) if word.split("=")[0] == "--kind"), -1) + 1:
+            name, equals, kind = part.pop(place - 1).partition("=")
+            kind = kind if equals else part.pop(place - 1) if len(part) >= place else ""
+    if kind not in kinds:
+        raise ValueError(f"unknown kind {kind!r}; there are {', '.join(kinds)}")
+    return _checked(kinds[kind], words, rest, prog, description, short)
+
+
+def _checked(
+    kind: type[T], words: list[str], rest: list[str], prog: str, description: str, short: Mapping[str, str] | None
+) -> T:
     import tyro
 
-    words, rest = _take_config(list(args))
     for number, word in enumerate(rest):
         name, equals, value = word.partition("=")
         rest[number] = (short or {}).get(name, name) + equals + value

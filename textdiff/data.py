@@ -66,7 +66,7 @@ def load_texts(
 
     Raises ValueError for a data set that cannot be had, a split or a column that it does not have.
     """
-    texts = _open(str(dataset), split, config, streaming)
+    texts = open_split(str(dataset), split, config, streaming)
     columns = texts.column_names or list(next(iter(texts), {text_column: ""}))  # a stream may not know its columns
     if text_column not in columns:
         raise ValueError(f"no column {text_column!r} in {dataset}: set text_column to one of {', '.join(columns)}")
@@ -74,7 +74,7 @@ def load_texts(
     return texts if text_column == "text" else texts.rename_column(text_column, "text")
 
 
-def _open(dataset: str, split: str, config: str | None, streaming: bool) -> "Texts":
+def open_split(dataset: str, split: str, config: str | None, streaming: bool) -> "Texts":
     """`datasets.load_dataset`, with errors of one line."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError

@@ -1,25 +1,28 @@
 """A training run as data: what to learn from, which tokenizer, model and process, how long; and its parts, built.
 
-`train.py` puts the parts together step by step, to be read and copied; `Recipe.build` is the same in one call.
+`train.py` puts the parts together step by step, to be read and copied; `Recipe.build` is the same in one call. Whether a
+run is on texts or on images is decided here, in `read_recipe`, and nowhere after.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 from textdiff.card import model_card
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, rule_of
+from textdiff.config import parse_one_of
 from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
 from textdiff.evaluation import bound
 from textdiff.gaps import infill, parse
 from textdiff.keys import Key
 from textdiff.models import new_model, pretrained_model
+from textdiff.pictures.recipe import PictureRecipe
 from textdiff.spectral import STARTS
 from textdiff.tokenizer import load_tokenizer, prepare_tokenizer, specials, train_tokenizer
-from textdiff.tokens import Specials, Tokens
+from textdiff.tokens import Tokens
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
 from textdiff.udm import UDM, Objective
 
@@ -27,19 +30,25 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
-HELP = """Train a diffusion model of text on any Hugging Face data set.
+HELP = """Train a diffusion model of text, or with --kind image of images, on any Hugging Face data set.
 
 Examples:
   textdiff train --config data/demo.yaml
   textdiff train --config data/demo.yaml --out runs/mine --minutes 20 --trainer.lr 0.001
   textdiff train --dataset texts.jsonl --text-column body --diffusion.denoiser autoregressive --out runs/mine
   textdiff train --config data/demo.yaml --resume
+  textdiff train --config data/digits.yaml
+  textdiff train --kind image --dataset /usr/share/datasets/fashion-mnist --out runs/mine
 
-Short for the most used: --dataset, --text-column, --streaming, --out, --steps, --minutes, --resume, --overwrite."""
+textdiff train --kind image --help explains the options for images.
+Short for the most used: --dataset, --text-column, --image-column, --label-column, --streaming, --out,
+  --steps, --minutes, --resume, --overwrite."""
 
 SHORT = {
     "--dataset": "--data.dataset",
     "--text-column": "--data.text-column",
+    "--image-column": "--data.image-column",
+    "--label-column": "--data.label-column",
     "--streaming": "--data.streaming",
     "--out": "--trainer.out",
     "--steps": "--trainer.steps",
@@ -94,12 +103,22 @@ class NoiseConfig:
     counted: float = 0.6
 
 
+class Windows(NamedTuple):
+    """What a model of text learns from: windows of token ids, columns `ids` and `index`, and their tokenizer."""
+
+    rows: Any
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def __str__(self) -> str:
+        return f"{len(self.tokenizer):,} tokens"
+
+
 @dataclass
 class Recipe:
     """A whole training run.
 
     Attributes:
-        examples: Texts to fill now and then while training.
+        examples: Texts to fill now and then while training; gaps of any length, unless the process keeps lengths.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -117,12 +136,20 @@ class Recipe:
 
     def build(self) -> Trainer:
         """Everything built and ready to run."""
+        data = self.prepare()
+        model = self.make_model(data)
+        udm = self.make_udm(model, data)
+        return Trainer(udm, self.make_job(model, data), self.trainer)
+
+    def prepare(self) -> Windows:
+        """Texts, from any data set; a tokenizer, any or trained on them; the texts cut into windows of its tokens.
+
+        Windows are cut at sentences and of varying length, so that no model can count its way to a gap's length. The
+        tokenizer gets [MASK], [GAP] and the like.
+        """
         texts = self.texts(self.data.split)
         tokenizer = self.make_tokenizer(texts)
-        rows = self.make_windows(texts, tokenizer)
-        model = self.make_model(tokenizer, rows)
-        udm = self.make_udm(model, specials(tokenizer))
-        return Trainer(udm, self.make_job(model, tokenizer, rows), self.trainer)
+        return Windows(self.make_windows(texts, tokenizer), tokenizer)
 
     def texts(self, split: str) -> "Dataset | IterableDataset":
         """The documents of a split, column `text`."""
@@ -152,8 +179,9 @@ class Recipe:
             raise ValueError(f"{data.dataset} has no text to learn from; every row of {data.text_column} is empty")
         return rows
 
-    def make_model(self, tokenizer: "PreTrainedTokenizerBase", rows: Any) -> Any:
+    def make_model(self, data: Windows) -> Any:
         """A preset drawn under the run's seed, started from the windows' bigrams; or a pretrained model."""
+        rows, tokenizer = data
         kind, ids = self.diffusion.denoiser, specials(tokenizer)
         torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
         if self.model.path is not None:
@@ -164,26 +192,28 @@ class Recipe:
             STARTS[kind](model, [row["ids"] for row in sample])
         return model
 
-    def make_udm(self, model: Any, ids: Specials) -> UDM:
+    def make_udm(self, model: Any, data: Windows) -> UDM:
         """The process and the denoiser, with the noise and the objective of training."""
+        ids = specials(data.tokenizer)
         context = 0.0 if self.diffusion.bidirectional else self.model.context
-        process = self.diffusion.build_process(ids, spans=tuple(self.noise.spans))
+        process = self.diffusion.build_process(ids, model, tuple(self.noise.spans))
         denoiser = self.diffusion.build_denoiser(model, ids, context)
         if denoiser.longest is not None and self.data.context > denoiser.longest:
             limit = denoiser.longest
             raise ValueError(f"data.context {self.data.context} is more than the model reads; give up to {limit}")
         return UDM(process, denoiser, self.objective)
 
-    def make_job(self, model: Any, tokenizer: "PreTrainedTokenizerBase", windows_: Any) -> Job:
+    def make_job(self, model: Any, learned: Windows) -> Job:
         """Feeding, measuring, showing and saving, for text."""
-        ids, data = specials(tokenizer), self.data
+        tokenizer, data = learned.tokenizer, self.data
+        ids = specials(tokenizer)
         cuts = {"context": data.context, "shortest": data.shortest}
         held = windows(self.texts(data.validation_split), tokenizer, **cuts)
         rows = [row["ids"] for row in (held.take(256) if data.streaming else spread(held, 256))]
         if not rows:
             raise ValueError(f"{data.dataset} has no text in {data.validation_split!r}; set data.validation_split")
         checkpoint = Checkpoint(model, tokenizer, self.diffusion)
-        examples = [parse(text) for text in self.examples]
+        examples = [parse(_counted(text) if self.diffusion.keeps_lengths else text) for text in self.examples]
 
         def collate(batch: Sequence[list[int]], key: Key) -> tuple[Tokens, Key]:
             if not data.packed:
@@ -196,7 +226,7 @@ class Recipe:
 
         def measure(udm: UDM) -> dict[str, float]:
             sizes = [len(tokenizer.decode(row[1:]).encode()) for row in rows]
-            found = bound(UDM(self.diffusion.likelihood(ids)[0], udm.denoiser), rows, sizes, pad=ids.pad)
+            found = bound(UDM(self.diffusion.likelihood(ids, model)[0], udm.denoiser), rows, sizes, pad=ids.pad)
             return {"nats": found.nats, "error": found.error, "bits_per_byte": found.bits_per_byte}
 
         def show(udm: UDM) -> list[str]:
@@ -209,7 +239,7 @@ class Recipe:
             checkpoint.card = model_card(str(path), self.diffusion, asdict(self), facts)
             checkpoint.save(path)
 
-        return Job(self.feed(windows_), collate, measure, show, export)
+        return Job(self.feed(learned.rows), collate, measure, show, export)
 
     def feed(self, rows: "Dataset | IterableDataset") -> Feed:
         """Windows for the trainer: dealt out by length from a data set, in order of arrival from a stream."""
@@ -242,6 +272,20 @@ class Recipe:
         if not self.data.streaming and len(rows) == 0:
             raise ValueError(nothing)
         return from_stream if self.data.streaming else from_data_set
+
+
+AnyRecipe: TypeAlias = Recipe | PictureRecipe
+
+
+def read_recipe(args: Sequence[str], prog: str) -> AnyRecipe:
+    """The recipe of the kind that `--kind` or a file's `kind:` names, text where neither does. ValueError for bad input."""
+    kinds = {"text": Recipe, "image": PictureRecipe}
+    return parse_one_of(kinds, args, prog=prog, description=HELP.replace("textdiff train", prog), short=SHORT)
+
+
+def _counted(text: str) -> str:
+    """Gaps of three tokens for gaps of any length."""
+    return text.replace("[GAP]", "[GAP:3]")
 
 
 def spread(rows: "Dataset", count: int) -> "Dataset":

@@ -3,14 +3,27 @@
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Words:
+    """How a job's figures are spoken of: what is counted, what a loss is per, which figure goes beside it in loss.png."""
+
+    unit: str = "tokens"
+    loss: str = "nats per token"
+    figure: str = "nats"
+    called: str = "validation bound"
+    span: float = 5.0  # how much of the loss above its least is shown
 
 
 class Report:
     """The reports of one run, from the main process alone. `since`: the step it goes on from, 0 for a new run."""
 
-    def __init__(self, out: Path, accelerator: Any, every: int, since: int) -> None:
+    def __init__(self, out: Path, accelerator: Any, every: int, since: int, words: Words | None = None) -> None:
+        self.words = words or Words()
         self.out, self.main, self.every = out, accelerator.is_main_process, every
         self.since = since
         self.window: list[tuple[float, float]] = []
@@ -55,8 +68,8 @@ class Report:
         seconds, self.clock = time.monotonic() - self.clock, time.monotonic()
         speed, self.window = weight / max(seconds, 1e-9), []
         self.bar.n = min(progress, 1.0)
-        self.bar.set_postfix_str(f"step {step}, loss {mean:.3f}, {speed:,.0f} tokens/s")
-        self._write({"step": step, "loss": mean, "grad_norm": norm, "rate": rate, "tokens_per_s": speed})
+        self.bar.set_postfix_str(f"step {step}, loss {mean:.3f}, {speed:,.0f} {self.words.unit}/s")
+        self._write({"step": step, "loss": mean, "grad_norm": norm, "rate": rate, f"{self.words.unit}_per_s": speed})
 
     def measured(self, step: int, figures: dict[str, float]) -> None:
         """The figures of a measurement, on the terminal and in the logs."""
@@ -84,7 +97,7 @@ class Report:
     def curve(self) -> None:
         """Draw loss.png from log.jsonl."""
         self.log.flush()
-        draw(read_log(self.out / "log.jsonl"), self.out / "loss.png")
+        draw(read_log(self.out / "log.jsonl"), self.out / "loss.png", self.words)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -104,7 +117,7 @@ def _line(values: dict[str, Any]) -> str:
     return json.dumps(known, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def draw(lines: list[dict[str, Any]], path: Path) -> None:
+def draw(lines: list[dict[str, Any]], path: Path, words: Words) -> None:
     """The training loss, thin and smoothed, and the validation bound where it was measured."""
     from matplotlib.figure import Figure
 
@@ -114,12 +127,13 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     steps, losses = [s for s, _ in train], [value for _, value in train]
     axes.plot(steps, losses, color="#9bb7d4", linewidth=0.7, label="training loss")
     axes.plot(steps, _smooth(losses), color="#1f4e79", linewidth=1.8, label="smoothed")
-    held = [(line["step"], line["validation/nats"]) for line in lines if line.get("validation/nats") is not None]
+    name = f"validation/{words.figure}"
+    held = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     if held:
-        axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label="validation bound")
-    axes.set(xlabel="step", ylabel="nats per token")
+        axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label=words.called)
+    axes.set(xlabel="step", ylabel=words.loss)
     low = min([*_smooth(losses)[len(losses) // 20 :], *(value for _, value in held)], default=0.0)
-    axes.set_ylim(low - 0.3, min(max(losses, default=1.0), low + 5) + 0.2)
+    axes.set_ylim(low - 0.06 * words.span, min(max(losses, default=1.0), low + words.span) + 0.04 * words.span)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)

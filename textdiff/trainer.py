@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,7 +22,7 @@ from textdiff.ema import Ema
 from textdiff.keys import Key
 from textdiff.launch import Signals, check_launch
 from textdiff.optim import optimizers
-from textdiff.report import Report
+from textdiff.report import Report, Words
 from textdiff.saving import fits, flatten, newest_state, read_state, unflatten, without_ties, write_state
 from textdiff.udm import UDM
 
@@ -113,7 +113,8 @@ class Job:
     """What the trainer trains on and reports with; everything that knows text or images is in here.
 
     collate: examples and their keys -> the batch x0 and the keys of its rows. measure: the validation bound and other
-    figures of a UDM. show: filled samples, one per line. export: write the checkpoint to a folder.
+    figures of a UDM. show: filled samples, one per line. export: write the checkpoint to a folder. words: what the report
+    calls all this.
     """
 
     feed: Feed
@@ -121,6 +122,7 @@ class Job:
     measure: Callable[[UDM], dict[str, float]]
     show: Callable[[UDM], list[str]]
     export: Callable[[Path, dict[str, Any]], None]
+    words: Words = field(default_factory=Words)
 
 
 class Trainer:
@@ -160,7 +162,7 @@ class Trainer:
         else:
             self._begin()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.report = Report(self.out, self.accelerator, self.config.log_every, since=self.step)
+        self.report = Report(self.out, self.accelerator, self.config.log_every, self.step, self.job.words)
         with Signals(self), self.report:
             began = time.monotonic() - self.elapsed
             for examples in self.job.feed(self.step, rank, world):

@@ -1,0 +1,65 @@
+"""Images of a checkpoint, drawn and written to a folder: what `textdiff generate` does with an image model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textdiff.checkpoint import rule_of
+from textdiff.pictures.checkpoint import PictureConfig, load_checkpoint
+from textdiff.pictures.samples import draw_grid, draw_strip, in_turn, paint, states, turns
+
+STRIP = 4  # images that the strip shows
+
+
+def show(
+    model: str,
+    out: str | Path,
+    *,
+    label: str | None = None,
+    num_return_sequences: int | None = None,
+    num_steps: int | None = None,
+    rule: str | None = None,
+    seed: int = 0,
+    progress: Callable[[int], Any],
+    **of_texts: Any,
+) -> dict[str, str]:
+    """Write grid.png and strip.png; says where they are and what they show.
+
+    label: the name of a class, None for all in turn. progress: makes a bar of so many steps, with `update()` and
+    `close()`. ValueError for options that are of texts, and for whatever the model cannot do.
+    """
+    if of_texts:
+        name = min(of_texts)
+        raise ValueError(f"{name} {of_texts[name]!r} is for texts, {model} is a model of images; leave it out")
+    checkpoint = load_checkpoint(model)
+    config = checkpoint.config
+    labels = labels_of(config, label, num_return_sequences)
+    steps, name = config.diffusion.num_steps if num_steps is None else num_steps, rule or config.diffusion.rule
+    if steps < 1:
+        raise ValueError(f"num_steps {steps} is not positive; 1 draws everything at once")
+    config.diffusion.check_rule(name)
+    denoiser, chosen = config.build_denoiser(checkpoint.model).eval(), rule_of(name)
+    bar = progress(turns(len(labels), steps))
+    try:
+        images = paint(config, denoiser, labels, steps=steps, rule=chosen, seed=seed, tick=bar.update)
+    finally:
+        bar.close()
+    grid, strip = Path(out) / "grid.png", Path(out) / "strip.png"
+    draw_grid(images, grid)
+    draw_strip(states(config, denoiser, labels[:STRIP], steps=steps, rule=chosen, seed=seed), strip)
+    return {"grid": str(grid), "strip": str(strip), "shows": f"{len(labels)} images, {steps} steps, rule {name}"}
+
+
+def labels_of(config: PictureConfig, label: str | None, count: int | None) -> Tensor:
+    """(count,) classes to draw. ValueError for a class there is not, or no image at all."""
+    if count is not None and count < 1:
+        raise ValueError(f"num_return_sequences {count} is not positive; 1 gives one image")
+    if label is None:
+        return in_turn(count or 10 * max(len(config.names), 1), len(config.names))
+    if label not in config.names:
+        known = ", ".join(config.names) or "none, as it was trained without"
+        raise ValueError(f"no class {label!r}; the model's are: {known}")
+    return torch.full((count or 10,), config.names.index(label))
