@@ -1,4 +1,4 @@
-"""textdiff: diffusion on text, by any transformer, autoregressive or not.
+"""textdiff: diffusion on text, by any transformer, autoregressive or not; and on images, by the same loop.
 
     x_t = F_t(x_0, eps)                              forward: any transform of any data
     x0_hat ~ q(x_0 | x_t),  x_s = F_s(x0_hat, eps')  reverse: guess, then corrupt a little less
@@ -16,26 +16,42 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Autoregressive": "textdiff.denoiser",
+    "Blur": "textdiff.process",
+    "Changes": "textdiff.denoiser",
     "Checkpoint": "textdiff.checkpoint",
     "Decode": "textdiff.posterior",
     "Deletion": "textdiff.process",
     "Denoiser": "textdiff.denoiser",
     "DiffusionConfig": "textdiff.checkpoint",
     "Draw": "textdiff.posterior",
+    "Edit": "textdiff.process",
+    "Embedded": "textdiff.denoiser",
+    "Encoder": "textdiff.process",
     "Gap": "textdiff.gaps",
+    "Images": "textdiff.images",
     "Key": "textdiff.keys",
     "Masking": "textdiff.process",
+    "Mixture": "textdiff.process",
     "Objective": "textdiff.udm",
     "Oracle": "textdiff.denoiser",
     "Parallel": "textdiff.denoiser",
+    "PixelMask": "textdiff.process",
+    "Pixelation": "textdiff.process",
+    "Pixels": "textdiff.denoiser",
     "Posterior": "textdiff.posterior",
     "Process": "textdiff.process",
     "Recipe": "textdiff.recipe",
+    "Replacement": "textdiff.process",
+    "Specials": "textdiff.tokens",
+    "Tokens": "textdiff.tokens",
     "Trainer": "textdiff.trainer",
     "TrainerConfig": "textdiff.trainer",
     "UDM": "textdiff.udm",
+    "VarianceExploding": "textdiff.process",
+    "VariancePreserving": "textdiff.process",
     "infill": "textdiff.gaps",
     "load": "textdiff.checkpoint",
+    "refine": "textdiff.drafts",
     "sample": "textdiff.sampler",
 }
 
