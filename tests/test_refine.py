@@ -106,7 +106,8 @@ def test_what_cannot_be_refined(text: str, t: float, keep: list, message: str, t
 
 
 def test_find() -> None:
-    assert find("a b a c", ["a", "a c", "b"]) == [(0, 1), (2, 3), (4, 7)]
+    assert find("a b, a c", ["a", "a c"]) == [(0, 1), (4, 8)]  # the space before goes with the word
+    assert find("a b, a c", ["b", ","]) == [(1, 4)]
     for phrase in ("x", ""):
         with pytest.raises(ValueError, match=f"{phrase!r} is not in the text"):
             find("a b", [phrase])

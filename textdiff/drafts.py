@@ -51,10 +51,13 @@ def split(text: str, keep: Sequence[Span]) -> list[tuple[str, bool]]:
 
 
 def find(text: str, phrases: Sequence[str]) -> list[Span]:
-    """Where the phrases stand in the text, each wherever it does. ValueError for one that does not."""
+    """Where the phrases stand in the text, each wherever it does, with the space before. ValueError for one that does not.
+
+    The space goes with the word, as it does in most tokenizers: else what is written before it may run into it.
+    """
     spans: list[Span] = []
     for phrase in phrases:
-        found = [(m.start(), m.end()) for m in re.finditer(re.escape(phrase), text)] if phrase else []
+        found = [(m.start(), m.end()) for m in re.finditer(r" ?" + re.escape(phrase), text)] if phrase else []
         if not found:
             raise ValueError(f"{phrase!r} is not in the text, so it cannot be kept; copy it as it stands there")
         spans += found
