@@ -97,13 +97,13 @@ BOUNDS = [
     ("`Masking`", "parallel", "bound, length given", "K-uniform form of int beta'/beta sum -log q dt; spans by their own law"),
     ("`Deletion(staged=True)`", "parallel", "bound", "-log q(lengths) + the bound of masking"),
     ("`Deletion`", "autoregressive", "exact, in one step", "-log q(x_0 | [GAP])"),
-    ("`Deletion(empty=0)`", "rates of insertion", "bound", "int beta'/beta E[sum lambda - k - sum log(lambda p)] dt, no k log k"),
+    ("`Deletion(empty=0)` *", "rates of insertion", "bound", "int beta'/beta E[sum lambda - k - sum log(lambda p)] dt, no k log k"),
     ("`Replacement`", "parallel", "bound, length given", "KL of 128 steps, closed form; `steps=0` is the integral, for models told t"),
     ("`Replacement(counts=True)`", "any", "loose bound, length given", "Su's loss summed over single changes"),
     ("`Edit`", "parallel", "bound", "that of delete-then-mask, which the same model can be run as"),
     ("`Mixture`", "", "that of its first process", ""),
     ("`Encoder`", "parallel", "loose bound, length given", "-log q(x_0 | x_1), one step"),
-    ("`VariancePreserving`, `VarianceExploding`", "U-Net, DiT", "bound", "int 1/2 (-SNR') |x_0 - x0_hat|^2 dt, up to the last step"),
+    ("`VariancePreserving`, `VarianceExploding` *", "U-Net, DiT", "bound", "int 1/2 (-SNR') |x_0 - x0_hat|^2 dt, up to the last step"),
 ]  # fmt: skip
 
 
@@ -181,7 +181,8 @@ def page() -> str:
             "",
             "## Likelihoods",
             "",
-            "What `textdiff evaluate` prints, in nats per token and bits per byte with a standard error.",
+            "What `textdiff evaluate` prints for texts, in nats per token and bits per byte with a standard error. The rows marked * are",
+            "from Python alone: rates of insertion have no stock model that is trained to say them, and images are scored by their samples.",
             "",
             "| process | model | figure | how |",
             "|---|---|---|---|",

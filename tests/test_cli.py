@@ -103,6 +103,8 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         (("train", "--trainer.optimizer", "sgd"), ["sgd", "adamw"]),
         (("train", "--diffusion.denoiser", "magic"), ["magic", "parallel", "autoregressive", "seq2seq"]),
         (("train", "--diffusion.rule", "best"), ["unknown rule 'best'"]),
+        (("train", "--diffusion.rule", "sde:1"), ["Deletion is no Gaussian process, so it has no SDE"]),
+        (("train", "--diffusion.process", "encoder", "--diffusion.rule", "ranked"), ["Encoder has no noise per token"]),
         (("train", "--diffusion.process", "smudge"), ["unknown process 'smudge'", "masking, deletion, replacement"]),
         (("train", "--diffusion.process", "0*masking+edit"), ["write masking, or a mixture such as"]),
         (("train", "--diffusion.process", "masking+encoder"), ["states are vectors", "cannot be mixed"]),

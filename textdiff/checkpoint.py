@@ -146,8 +146,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         same_types(self)
         chosen(self.denoiser, AUTO_CLASSES, "denoiser")
-        check(self, self.denoiser)
-        rule_of(self.rule)
+        check(self, self.denoiser, rule_of(self.rule))
         self.decode()
         if self.num_steps < 1:
             raise ValueError(f"num_steps {self.num_steps} is not positive; 1 fills everything at once")

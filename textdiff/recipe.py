@@ -95,7 +95,8 @@ class NoiseConfig:
     """What is hidden while training.
 
     Attributes:
-        spans: Mean lengths of hidden spans, one drawn per example: 1 hides single tokens, 64 whole passages.
+        spans: Mean lengths of hidden spans, one drawn per example: 1 hides single tokens, 64 whole passages. For masking and
+            deletion; counted tokens, replacement and edits are always single.
         counted: Share of the examples whose gaps have known lengths: they teach words alone, and cost less.
     """
 

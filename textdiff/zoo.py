@@ -8,12 +8,16 @@ import re
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from textdiff import schedule
 from textdiff.denoiser import Changes, Denoiser, Embedded, Parallel
+from textdiff.keys import Key
+from textdiff.posterior import Draw
 from textdiff.process import Deletion, Edit, Encoder, Masking, Mixture, Process, Replacement
-from textdiff.tokens import Specials
+from textdiff.rules import Rule
+from textdiff.tokens import Specials, Tokens
 
 SCHEDULES: dict[str, Callable[[], schedule.Schedule]] = {"linear": schedule.Linear, "cosine": schedule.Cosine}
 NAMES = ("masking", "deletion", "replacement", "edit", "encoder")
@@ -56,8 +60,8 @@ def parts(name: str) -> list[tuple[float, str]]:
     return result
 
 
-def check(settings: Settings, denoiser: str) -> None:
-    """ValueError for options that no process of these has or can take, and for a denoiser that cannot serve them."""
+def check(settings: Settings, denoiser: str, rule: Rule) -> None:
+    """ValueError for options these processes lack or cannot take, and for a denoiser or rule that cannot serve them."""
     names = {name for _, name in parts(settings.process)}
     chosen(settings.schedule, SCHEDULES, "schedule")
     asked = {
@@ -78,9 +82,17 @@ def check(settings: Settings, denoiser: str) -> None:
         raise ValueError(
             f"process {', '.join(wrong)} has words corrected, which the {denoiser} denoiser cannot; use denoiser parallel"
         )
-    make_process(
-        settings, Specials(0, 1, 2, 3, size=8), embedding=nn.Embedding(8, 1)
-    )  # what processes refuse themselves
+    _try(make_process(settings, Specials(0, 1, 2, 3, size=8), embedding=nn.Embedding(8, 2)), rule)
+
+
+def _try(process: Process, rule: Rule) -> None:
+    """One step of two words: what a process refuses, it refuses here and not when the first samples are due."""
+    x0, key = Tokens.from_rows([[1, 4, 5]], 0), Key.of(0, 1)
+    t = torch.full((1,), 0.5, dtype=torch.float64)
+    with torch.no_grad():
+        noise = process.noise(x0, key)
+        xt, truth = process.corrupt(x0, noise, t), process.align(x0, noise, t)
+        rule(process, xt, Draw(truth.x0, truth.place, torch.zeros(x0.ids.shape)), t, t / 2, key)
 
 
 def make_process(
