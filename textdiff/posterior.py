@@ -1,13 +1,17 @@
 """x0_hat ~ q(x0 | xt): what a denoiser returns, and how a guess is drawn from it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from textdiff.constraints import Constraint
 from textdiff.keys import Key
+
+Processor = Callable[[Tensor, Tensor], Tensor]  # transformers' LogitsProcessor: (ids (S, n), scores (S, V)) -> scores
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Decode:
     temperature: 0 takes the most probable token. top_k, top_p: nucleus of the distribution kept (0 and 1 keep all).
     max_gap: longest content written into one gap at a time, in tokens.
     longest: longest text, in tokens with its markers; what is over is not written. None where the model has no limit.
+    constraints: what the user asks of gaps; element by element `Tokens.slot` says which one holds.
+    processors: change the scores of words before one is drawn, in order, as in transformers.
+    max_calls: how many texts with gaps may be tried, for each text, to find out how long its gaps are.
     """
 
     temperature: float = 1.0
@@ -43,6 +50,9 @@ class Decode:
     top_p: float = 1.0
     max_gap: int = 64
     longest: int | None = None
+    constraints: tuple[Constraint, ...] = ()
+    processors: tuple[Processor, ...] = ()
+    max_calls: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -110,6 +120,13 @@ def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tens
         ids = torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True).squeeze(-1)
         ids = ids.clamp_max(logits.shape[-1] - 1)
     return ids, log_prob.gather(-1, ids[:, None]).squeeze(-1).float()
+
+
+def words_before(ids: Tensor, row: Tensor, column: Tensor, pad: int) -> Tensor:
+    """(S, n) what stands left of S places (row, column) (S,) of `ids` (B, L), the last of it last, left-padded."""
+    longest = max(int(column.max()), 1) if len(column) else 1
+    index = column[:, None] - longest + torch.arange(longest, device=ids.device)
+    return ids[row[:, None], index.clamp_min(0)].masked_fill(index < 0, pad)
 
 
 def truncate(scores: Tensor, decode: Decode) -> Tensor:

@@ -17,7 +17,8 @@ class Specials:
     """Ids of the tokens that processes and denoisers speak with. None of them is ever text.
 
     `lengths[k]` is the token by which a parallel denoiser says "k tokens are missing here"; empty where it is not used.
-    `banned` are further ids that are no text either (CLS, SEP, UNK, ...). `size`: how many ids there are, all told.
+    `banned` are further ids that are no text either (CLS, SEP, UNK, ...). `size`: how many ids there are, all told. `tail`:
+    what a stock model expects after a text ([SEP], </s>), also among the banned.
     """
 
     pad: int
@@ -29,6 +30,7 @@ class Specials:
     lengths: tuple[int, ...] = ()
     banned: tuple[int, ...] = ()
     size: int = 0
+    tail: tuple[int, ...] = ()
 
     @property
     def words(self) -> Tensor:
@@ -37,9 +39,9 @@ class Specials:
 
     @property
     def not_text(self) -> list[int]:
-        """Every id that a denoiser must not write as a word."""
+        """Every id that a denoiser must not write as a word, of those that it has (from `size` on they are virtual)."""
         ids = {self.pad, self.bos, self.mask, self.gap, self.fill, self.end, *self.lengths, *self.banned}
-        return sorted(ids - {-1})
+        return sorted(number for number in ids if number >= 0 and not 0 < self.size <= number)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Tokens:
     doubtful: bool, the word seen here may be another one: the model has to say which belongs here.
     surplus: bool, the token seen here may be one too many: the model has to say whether it belongs here.
     part: int64, which process of a mixture corrupts this text, the same along a row; 0 where there is one.
+    slot: int64, the number from 1 of the constraint that this token, or this gap, is written under; 0 where there is none.
     """
 
     ids: Tensor
@@ -66,6 +69,7 @@ class Tokens:
     doubtful: Tensor
     surplus: Tensor
     part: Tensor
+    slot: Tensor
 
     @classmethod
     def from_rows(cls, rows: list[list[int]], pad: int) -> "Tokens":
@@ -89,7 +93,7 @@ class Tokens:
         """Texts as the user gives them: nothing written by a model yet, nothing in doubt."""
         no = torch.zeros_like(fixed)
         counted, sealed = (no if flag is None else flag for flag in (counted, sealed))
-        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long())
+        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long(), no.long())
 
     @property
     def valid(self) -> Tensor:
@@ -134,6 +138,7 @@ class Tokens:
             "doubtful": False,
             "surplus": False,
             "part": 0,
+            "slot": 0,
         }
         return Tokens(**{name: value.masked_fill(empty, fill[name]) for name, value in values.items()})
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.head import logits_at
 from textdiff.denoiser.lengths import LengthFirst, possible
+from textdiff.denoiser.words import one_by_one, own
 from textdiff.posterior import Decode, Posterior, draw_tokens
 from textdiff.tokens import Specials, Tokens
 
@@ -88,6 +89,16 @@ class Autoregressive(Denoiser):
         limit = super().longest
         return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
 
+    def fluency(self, x0: Tokens) -> Tensor:
+        """log p of each text as running text, which a causal model learns where it is trained with `context`."""
+        if self.model.config.is_encoder_decoder or self.bidirectional:
+            return super().fluency(x0)
+        known = x0.joined().roll(1, 1)
+        logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
+        logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
+        score = logits.double().log_softmax(-1).gather(1, x0.ids[row, column][:, None])[:, 0]
+        return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
+
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         if bool((xt.doubtful | xt.surplus).any()):
             raise ValueError(
@@ -114,7 +125,10 @@ class _AutoregressivePosterior(LengthFirst):
             live = turn < count
             fed = self.reader.feed(x, ids)[rows, column]
             logits = self.reader.advance(memory, fed, (column - 1).clamp_min(0))
-            word, score = draw_tokens(possible(logits, torch.zeros_like(live), self.specials), u[rows, column], decode)
+            logits = possible(logits, torch.zeros_like(live), self.specials)
+            scores = one_by_one(x, ids, mask, column, live, logits, decode, self.specials.pad)
+            word, score = draw_tokens(scores, u[rows, column], decode)
+            score = score if scores is logits else own(logits, word)
             ids[rows[live], column[live]], sure[rows[live], column[live]] = word[live], score[live]
         return ids[mask], sure[mask]
 

@@ -21,10 +21,30 @@ class Denoiser(nn.Module, ABC):
     def forward(self, xt: Any, t: Tensor) -> Posterior:
         """q(x0 | xt) for states xt at times t (B,)."""
 
+    def open(self, x: Any, decode: Decode, key: Key) -> Any:
+        """The start state with all that has to be decided before the loop, such as lengths that the model cannot say."""
+        return x
+
+    def fluency(self, x0: Any) -> Tensor:
+        """(B,) how likely whole texts are, in nats: what several fillings of one text are compared by."""
+        raise ValueError("this model cannot compare whole texts, so it fills each once; leave candidates at 1")
+
     @property
     def longest(self) -> int | None:
         """How many tokens of a text the model reads, None where it does not say."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        config = getattr(self.model.config, "text_config", self.model.config)
+        longest = getattr(config, "max_position_embeddings", None)
+        if longest is None or longest < 1:  # XLNet says -1
+            return None
+        return longest - _offset(self.model)
+
+
+def _offset(model: nn.Module) -> int:
+    """How many rows of its position embeddings no token has: RoBERTa counts positions from padding_idx + 1."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.padding_idx + 1
+    return 0
 
 
 _NEVER = torch.iinfo(torch.int64).max  # the code of states without probability

@@ -7,7 +7,7 @@ has replaced. Which places change is a conditional Bernoulli law, drawn from the
 R_i(j) = p_i R_{i+1}(j - 1) + (1 - p_i) R_{i+1}(j); the words are then q_i without x_t,i.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,6 +43,11 @@ class Changes(Denoiser):
                 "Changes needs Replacement(different=True, counts=True)"
             )
         self.denoiser, self.process = denoiser, process
+
+    @property
+    def model(self) -> Any:
+        """The stock model that is asked."""
+        return self.denoiser.model
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         product: Product = self.denoiser(xt, t)

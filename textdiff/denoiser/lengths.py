@@ -14,6 +14,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from textdiff.constraints import Constraint
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior, draw_tokens
 from textdiff.tokens import Specials, Tokens, concatenate, repeat
@@ -44,7 +45,8 @@ class LengthFirst(Posterior):
         x0, place = open_gaps(self.xt, counts, self.specials)
         no = torch.zeros_like(x0.fixed)
         where = (x0.ids == self.specials.mask) | x0.doubtful
-        x0 = x0.with_(surplus=no)
+        # the length of a gap under a constraint is decided once
+        x0 = x0.with_(surplus=no, counted=x0.counted | (x0.slot > 0) & ~x0.fixed)
         confidence = torch.zeros(where.shape, device=where.device)
         if bool(where.any()):
             words, sure = self.write(x0, where, decode, key.fold(1).uniform(where.shape[1]))
@@ -60,16 +62,19 @@ class LengthFirst(Posterior):
         u = key.uniform(gap.shape[1])
         logits = self.ask(self.xt, gap | surplus)
         at_gap = gap[gap | surplus]
-        longest = min(decode.max_gap + 1, len(self.specials.lengths))
         if bool(gap.any()):
-            counts[gap] = draw_tokens(logits[at_gap][:, list(self.specials.lengths[:longest])], u[gap], decode)[0]
+            said = logits[at_gap][:, list(self.specials.lengths)].double()
+            counts[gap] = draw_tokens(fitting(said, self.xt.slot[gap], decode), u[gap], decode)[0]
         if bool(surplus.any()):
             none = logits[~at_gap].double().softmax(-1)[:, self.specials.lengths[0]]
             counts[surplus] = (u[surplus] >= none if decode.temperature else none < 0.5).long()
         # all gaps of a text share what room is left; a gap that stays closed costs no room at all
         before = (counts * gap).cumsum(1) - counts * gap
         room = decode.room(self.xt.valid.sum(1))[:, None]
-        return torch.where(gap, counts.minimum((room - before).clamp_min(0)), counts)
+        cut = torch.where(gap, counts.minimum((room - before).clamp_min(0)), counts)
+        if bool(((cut != counts) & (self.xt.slot > 0)).any()):
+            raise ValueError("the text is too long for what is asked of its gaps; shorten it, or ask for less")
+        return cut
 
     def log_prob(self, truth: Draw) -> Tensor:
         """Lengths are read from xt, words from xt with its gaps opened to their true lengths: one call for both."""
@@ -120,6 +125,23 @@ class LengthFirst(Posterior):
                 )
             truth[len(x0) :, : gap.shape[1]] = lengths[missing * gap]  # and length 0 at what may be one too many
         return truth
+
+
+def fitting(said: Tensor, slot: Tensor, decode: Decode) -> Tensor:
+    """Scores (G, K) of the lengths 0..K-1 of gaps under the constraints `slot` (G,), without those that cannot be."""
+    longest = min(decode.max_gap + 1, said.shape[1])
+    result = torch.full_like(said, -torch.inf)
+    for row, number in enumerate(slot.tolist()):
+        limits = decode.constraints[number - 1] if number else Constraint(high=longest - 1)
+        lengths = (
+            limits.lengths(longest - 1) or limits.lengths(said.shape[1] - 1)[:8]
+        )  # what is asked for counts for more
+        if not lengths:
+            raise ValueError(
+                f"no number of tokens up to {said.shape[1] - 1} fits what is asked of a gap; this model has no more"
+            )
+        result[row, lengths] = said[row, lengths]
+    return result
 
 
 def open_gaps(xt: Tokens, counts: Tensor, specials: Specials) -> tuple[Tokens, Tensor]:

@@ -77,6 +77,7 @@ class Deletion(Process):
 
     def corrupt(self, x0: Tokens, noise: DeletionNoise, t: Tensor) -> Tokens:
         counts, masked = self._counts(x0, noise, t)
+        under = _after(x0.slot.masked_fill(counts > 0, 0), x0.joined())  # what is asked of a gap is asked of its marker
         x0 = x0.with_(ids=x0.ids.masked_fill(masked, self.specials.mask), score=x0.score.masked_fill(masked, 0.0))
         index = repeat(counts)
         marker = torch.zeros_like(index, dtype=torch.bool)
@@ -88,6 +89,7 @@ class Deletion(Process):
             counted=xt.counted & ~marker,
             sealed=xt.sealed & ~marker,
             score=xt.score.masked_fill(marker, 0.0),
+            slot=torch.where(marker, under.gather(1, index.clamp_min(0)), xt.slot),
         )
 
     def align(self, x0: Tokens, noise: DeletionNoise, t: Tensor) -> Draw:
@@ -208,6 +210,13 @@ def _next(flag: Tensor, joined: Tensor) -> Tensor:
     result = torch.zeros_like(flag)
     result[:, :-1] = flag[:, 1:]
     return result & joined
+
+
+def _after(values: Tensor, joined: Tensor) -> Tensor:
+    """The value of the next token, of the same text; else 0."""
+    result = torch.zeros_like(values)
+    result[:, :-1] = values[:, 1:]
+    return result * joined
 
 
 class Rates(Protocol):

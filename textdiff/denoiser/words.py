@@ -1,0 +1,107 @@
+"""Words for open places, drawn so that every constraint on a gap is kept.
+
+Said all at once, the words of a constrained gap are one draw from the product of their distributions given that the
+automaton accepts them (`draw_run`); written one by one, each is drawn among those after which an accepted end is in reach.
+"""
+
+import torch
+from torch import Tensor
+
+from textdiff.constraints import Constraint, Unsatisfiable, draw_run
+from textdiff.posterior import Decode, draw_tokens, truncate, words_before
+from textdiff.tokens import Tokens
+
+
+def processed(logits: Tensor, prefix: Tensor, decode: Decode) -> Tensor:
+    """Logits (S, V) as the user's processors leave them; `prefix` (S, n) is what they see of each text.
+
+    What could not be said before (special tokens) cannot be said after them either.
+    """
+    if not decode.processors:
+        return logits
+    mute = logits == -torch.inf
+    for process in decode.processors:
+        logits = process(prefix, logits)
+    return logits.masked_fill(mute, -torch.inf)
+
+
+def at_once(x: Tokens, mask: Tensor, logits: Tensor, decode: Decode, u: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """A word for each of the S open places of x, `mask` (B, L), from logits (S, V) and u (B, L); its log-probability.
+
+    That is the model's own, whatever the processors did.
+    """
+    scores = logits
+    if decode.processors:
+        row, column = mask.nonzero(as_tuple=True)
+        scores = processed(logits, words_before(x.ids, row, column, pad), decode)
+    words, sure = draw_tokens(scores, u[mask], decode)
+    bound = mask & _bound(x, decode)
+    if not bool(bound.any()) and scores is logits:
+        return words, sure
+    log_prob = scores.double().log_softmax(-1)
+    order = torch.full(mask.shape, -1, device=mask.device).masked_scatter(
+        mask, torch.arange(len(words), device=mask.device)
+    )
+    for row, slot in torch.stack([bound.nonzero()[:, 0], x.slot[bound]], 1).unique(dim=0).tolist():
+        columns = ((x.slot[row] == slot) & x.valid[row]).nonzero()[:, 0]
+        index = order[row, columns]
+        given = torch.where(index < 0, x.ids[row, columns], -1)
+        scores = log_prob[index.clamp_min(0)]
+        drawn = _draw(decode.constraints[slot - 1], scores, given, u[row, columns], decode)
+        words[index[index >= 0]] = drawn[index >= 0]
+    return words, own(logits, words)
+
+
+def own(logits: Tensor, words: Tensor) -> Tensor:
+    """(S,) the log-probability of words (S,) by logits (S, V)."""
+    return logits.double().log_softmax(-1).gather(-1, words[:, None])[:, 0].float()
+
+
+def _draw(constraint: Constraint, log_prob: Tensor, given: Tensor, u: Tensor, decode: Decode) -> Tensor:
+    """(n,) the words of a gap; what top_k and top_p leave may spell nothing that is accepted, then all words count."""
+    if decode.temperature == 0:
+        return draw_run(constraint, log_prob, given, u, greedy=True)
+    scores = log_prob / decode.temperature
+    begins = constraint.fitting(constraint.begin().to(given.device), given, scores.shape[-1])
+    scores = torch.cat([scores[:1].masked_fill(~begins, -torch.inf), scores[1:]])
+    try:
+        return draw_run(constraint, truncate(scores, decode), given, u)
+    except Unsatisfiable:
+        return draw_run(constraint, scores, given, u)
+
+
+def one_by_one(
+    x: Tokens, ids: Tensor, mask: Tensor, column: Tensor, live: Tensor, logits: Tensor, decode: Decode, pad: int
+) -> Tensor:
+    """Logits (B, V) of the words for column (B,) of each row that is `live` (B,), without those that lead nowhere.
+
+    `ids` (B, L) is the text as far as it is written, `mask` (B, L) its places that were open. Unsatisfiable where nothing
+    that the model can say is left.
+    """
+    bound = _bound(x, decode)
+    rows = torch.arange(len(x), device=ids.device)
+    if decode.processors:
+        logits = processed(logits, words_before(ids, rows, column, pad), decode)
+    if not bool((live & bound[rows, column]).any()):
+        return logits
+    logits = logits.clone()
+    for row in (live & bound[rows, column]).nonzero()[:, 0].tolist():
+        place = int(column[row])
+        constraint = decode.constraints[int(x.slot[row, place]) - 1]
+        columns = ((x.slot[row] == x.slot[row, place]) & x.valid[row]).nonzero()[:, 0]
+        behind = columns[columns < place]
+        state = constraint.begin().to(ids.device)
+        for token in ids[row, behind]:
+            state = constraint.next(state, token[None])
+        rest = columns[columns >= place]
+        given = torch.where(mask[row, rest], -1, ids[row, rest])
+        logits[row] = logits[row].masked_fill(~constraint.fitting(state, given, logits.shape[-1]), -torch.inf)
+        if bool((logits[row] == -torch.inf).all()):
+            raise Unsatisfiable("no word that the model can say here fits what is asked of the gap; ask for less")
+    return logits
+
+
+def _bound(x: Tokens, decode: Decode) -> Tensor:
+    """(B, L) bool: what is written under an automaton."""
+    strings = torch.tensor([False, *(constraint.automaton is not None for constraint in decode.constraints)])
+    return strings.to(x.slot.device)[x.slot]
