@@ -3,8 +3,26 @@
 from textdiff.denoiser.autoregressive import Autoregressive
 from textdiff.denoiser.base import Denoiser, Oracle
 from textdiff.denoiser.changes import Changes
+from textdiff.denoiser.continuing import Continuing
 from textdiff.denoiser.embedded import Embedded
 from textdiff.denoiser.image import Pixels, optimal_variance
+from textdiff.denoiser.middle import FimTokens, Middle, fim_tokens
 from textdiff.denoiser.parallel import Parallel
+from textdiff.denoiser.sentinels import Sentinels, sentinel_ids
 
-__all__ = ["Autoregressive", "Changes", "Denoiser", "Embedded", "Oracle", "Parallel", "Pixels", "optimal_variance"]
+__all__ = [
+    "Autoregressive",
+    "Changes",
+    "Continuing",
+    "Denoiser",
+    "Embedded",
+    "FimTokens",
+    "Middle",
+    "Oracle",
+    "Parallel",
+    "Pixels",
+    "Sentinels",
+    "fim_tokens",
+    "optimal_variance",
+    "sentinel_ids",
+]

@@ -1,0 +1,164 @@
+"""Writing into the gaps of a state one token at a time: what models that were never trained for it have in common.
+
+    q(words, end | xt) = prod_i q(w_i | xt, w_<i) q(end | xt, w)
+
+Where the length is known, words are drawn given that none is the end.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from textdiff.denoiser.feeding import Stream
+from textdiff.denoiser.pages import Leash, Page
+from textdiff.keys import Key
+from textdiff.posterior import Decode, draw_tokens
+from textdiff.tokens import Specials
+
+
+class Choice(NamedTuple):
+    """Tokens (S,), the log-probability that the model's own law gives each, and log of how much of the law, at this
+    temperature, was open to the draw."""
+
+    ids: Tensor
+    log_prob: Tensor
+    mass: Tensor
+
+
+def text_of(specials: Specials, size: int, device: torch.device, banned: tuple[int, ...] = ()) -> Tensor:
+    """(size,) bool: the ids that are text."""
+    text = torch.ones(size, dtype=torch.bool, device=device)
+    text[[number for number in {*specials.not_text, *banned} if number < size]] = False
+    if specials.size:
+        text[specials.size :] = False
+    return text
+
+
+def choose(
+    scores: Tensor, text: Tensor, end: int, leashes: list[Leash], read: list[list[int]], decode: Decode, u: Tensor,
+    rank: list[int] | None = None,
+) -> Choice:  # fmt: skip
+    """A token for each of S places: a word, or `end` (-1: none) where the gap may end there.
+
+    scores: (S, V) float64, the model's own law. text: (V,) bool. read: the text left of each place, for processors.
+    rank: instead of a draw, the token so many places below the most probable one, as far as there are any.
+    """
+    own = scores.log_softmax(-1)
+    scores = processed(scores, read, decode)
+    full = torch.tensor([leash.full for leash in leashes], device=text.device)
+    open_ = text & ~full[:, None]
+    for row, leash in enumerate(leashes):
+        allowed = leash.allowed(len(text))
+        if allowed is not None:
+            open_[row] &= allowed
+    if end >= 0:
+        ending = [not leash.known and leash.may_end for leash in leashes]
+        open_[:, end] = torch.tensor(ending, device=text.device)
+    masked = scores.masked_fill(~open_, -torch.inf)
+    if bool(masked.isneginf().all(1).any()):
+        raise ValueError("no word of the model's can stand in a gap; loosen its constraint, or the processors")
+    if rank is None:
+        ids = draw_tokens(masked, u, decode)[0]
+    else:
+        place = torch.tensor(rank, device=masked.device).minimum((~masked.isneginf()).sum(1) - 1)
+        ids = masked.argsort(dim=1, descending=True, stable=True).gather(1, place[:, None])[:, 0]
+    heat = decode.temperature or 1.0
+    mass = (masked / heat).logsumexp(-1) - (scores / heat).logsumexp(-1)
+    return Choice(ids, own.gather(1, ids[:, None])[:, 0], mass)
+
+
+def processed(scores: Tensor, read: list[list[int]], decode: Decode) -> Tensor:
+    """What processors make of scores (S, V), those of one length of text together, so that none sees padding."""
+    if not decode.processors:
+        return scores
+    scores, sizes = scores.clone(), [len(text) for text in read]
+    for size in sorted({*sizes}):
+        rows = [row for row, n in enumerate(sizes) if n == size]
+        part, ids = scores[rows], torch.tensor([read[row] for row in rows], dtype=torch.int64, device=scores.device)
+        for processor in decode.processors:
+            part = processor(ids, part)
+        scores[rows] = part.to(scores.dtype)
+    return scores
+
+
+def ended(logits: Tensor, text: Tensor, ends: list[int], known: list[bool]) -> Tensor:
+    """The law (S, V) over words and the end of the gap, unnormalised: all tokens that end it count as ends[0].
+
+    Where the length is known there is no end. Nothing else can be said.
+    """
+    logits = logits.double()
+    end = logits[:, ends].logsumexp(-1)
+    end = end.masked_fill(torch.tensor(known, device=logits.device), -torch.inf)
+    column = torch.zeros_like(text)
+    column[ends[0]] = True
+    return torch.where(column, end[:, None], logits.masked_fill(~text, -torch.inf))
+
+
+def write(
+    stream: Stream, pages: list[Page], gaps: list[range], bridge: Callable[[int], list[int]], text: Tensor,
+    ends: list[int], key: Key,
+) -> None:  # fmt: skip
+    """Write the `gaps` of each page into it; `bridge` is fed before the words of a gap, but for the first, which was.
+
+    A gap ends with any of the tokens `ends`, or where it can hold no more; none is fed.
+    """
+    decode = pages[0].decode
+    dice: dict[int, list[list[float]]] = {}
+    at, queue = [r.start for r in gaps], [[] for _ in pages]  # type: list[int], list[list[int]]
+    leash = [p.leash(g) for p, g in zip(pages, at, strict=True)]
+
+    def close(row: int) -> None:
+        """Go on to the next gap that has room."""
+        at[row] += 1
+        while at[row] < gaps[row].stop:
+            queue[row] += bridge(at[row])
+            leash[row] = pages[row].leash(at[row])
+            if not leash[row].full:
+                return
+            at[row] += 1
+
+    for row in range(len(pages)):
+        if leash[row].full:
+            close(row)
+    while any(at[row] < gaps[row].stop for row in range(len(pages))):
+        asked = [row for row in range(len(pages)) if at[row] < gaps[row].stop and not queue[row]]
+        if asked:
+            for gap in {at[row] for row in asked}:
+                widest = max(leash[row].longest for row in asked if at[row] == gap) + 1
+                if gap not in dice or len(dice[gap][0]) < widest:
+                    dice[gap] = key.fold(gap).uniform(widest).tolist()
+            u = torch.tensor([dice[at[row]][row][leash[row].written] for row in asked], dtype=torch.float64)
+            scores = ended(stream.logits[asked], text, ends, [leash[row].known for row in asked])
+            left = [pages[row].left(at[row]) for row in asked] if decode.processors else []
+            choice = choose(scores, text, ends[0], [leash[row] for row in asked], left, decode, u.to(text.device))
+            for row, word, sure in zip(asked, choice.ids.tolist(), choice.log_prob.tolist(), strict=True):
+                if word == ends[0]:
+                    close(row)
+                    continue
+                pages[row].write(at[row], word, sure)
+                leash[row] = leash[row].push(word)
+                queue[row].append(word)
+                if leash[row].full:
+                    close(row)
+        if any(at[row] < gaps[row].stop for row in range(len(pages))):
+            stream.feed([tokens.pop(0) if tokens else None for tokens in queue])
+
+
+class Booked(NamedTuple):
+    """A token of the truth, the row and element its log-probability is booked on, whether the gap's length is known."""
+
+    row: int
+    element: int
+    token: int
+    known: bool
+
+
+def booked(logits: Tensor, target: list[Booked], text: Tensor, ends: list[int], shape: torch.Size) -> Tensor:
+    """(B, M) the log-probability of each target under its logits (N, V), added up on its element."""
+    row, element, token, known = (list(part) for part in zip(*target, strict=True))
+    chosen = torch.tensor(token, device=logits.device)[:, None]
+    score = ended(logits, text, ends, known).log_softmax(-1).gather(1, chosen)[:, 0].float()
+    place = torch.tensor(row, device=logits.device), torch.tensor(element, device=logits.device)
+    return torch.zeros(shape, device=logits.device).index_put(place, score, accumulate=True)
