@@ -15,7 +15,9 @@ def main(recipe: AnyRecipe) -> None:
 
     # 2. model: a stock one, pretrained or from scratch; of transformers for texts, of diffusers for images
     model = recipe.make_model(data)
-    print(f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} parameters, {data}")
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]  # LoRA (--model.lora) trains a part of them
+    every, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    print(f"{type(model).__name__}, {every:,} parameters, {trained:,} of them trained, {data}")
 
     # 3. UDM = process (what is hidden or noised, x_t = F_t(x_0, eps)) + denoiser (the model as q(x_0 | x_t)) + objective
     udm = recipe.make_udm(model, data)

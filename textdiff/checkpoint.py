@@ -7,15 +7,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from textdiff import rules
 from textdiff.denoiser import Autoregressive, Denoiser
+from textdiff.leak import need_bidirectional, need_causal
+from textdiff.lora import merged
 from textdiff.posterior import Decode
 from textdiff.process import Process
-from textdiff.tokenizer import load_tokenizer, specials
+from textdiff.tokenizer import GAP, load_tokenizer, specials, stock_specials
 from textdiff.tokens import Specials
 from textdiff.zoo import check, chosen, keeps_lengths, likelihood, make_process, parallel
 
@@ -118,6 +120,8 @@ class DiffusionConfig:
         different: The word that replaces another is never the same, with replacement.
         masked: The share of replaced words that become [MASK], with replacement.
         edits: The shares of deletion, masking and replacement, and how readily words come in, below 1, with edit.
+        backbone: What a parallel denoiser reads with: a masked model, or a causal one opened to both sides.
+        shift: The logits at i - 1 say token i, as a causal model was trained to (Dream), not those at i (LLaDA).
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
         rule: Which noise goes back in: fresh, posterior, ranked, or partial:RHO.
@@ -125,6 +129,7 @@ class DiffusionConfig:
         top_k: Tokens to choose from; 0 for all.
         top_p: Share of the probability to choose from.
         max_gap: The longest content of a gap, in tokens.
+        candidates: Fillings drawn for each one that is given, the likeliest whole text (autoregressive denoisers).
     """
 
     denoiser: Literal["parallel", "autoregressive", "seq2seq"] = "parallel"
@@ -135,6 +140,8 @@ class DiffusionConfig:
     different: bool = False
     masked: float = 0.0
     edits: tuple[float, float, float, float] = (0.25, 0.25, 0.5, 0.1)
+    backbone: Literal["masked", "causal"] = "masked"
+    shift: bool = False
     bidirectional: bool = False
     num_steps: int = 1
     rule: str = "posterior"
@@ -142,10 +149,12 @@ class DiffusionConfig:
     top_k: int = 0
     top_p: float = 1.0
     max_gap: int = 64
+    candidates: int = 1
 
     def __post_init__(self) -> None:
         same_types(self)
         chosen(self.denoiser, AUTO_CLASSES, "denoiser")
+        chosen(self.backbone, {"masked": 0, "causal": 0}, "backbone")
         check(self, self.denoiser, rule_of(self.rule))
         self.decode()
         if self.num_steps < 1:
@@ -208,8 +217,13 @@ class Checkpoint:
 
     @property
     def specials(self) -> Specials:
-        """The ids of the tokens that the process speaks with."""
-        return specials(self.tokenizer)
+        """The ids of the tokens that the process speaks with; those of a stock model where the tokenizer has no [GAP]."""
+        if GAP not in self.tokenizer.get_added_vocab():
+            return stock_specials(self.tokenizer, self.model)
+        ids, head = specials(self.tokenizer), self.model.get_output_embeddings()
+        rows = head.weight.shape[0] if head is not None else ids.size
+        # rows that the tokenizer has no entry for are never written
+        return replace(ids, banned=(*ids.banned, *range(ids.size, rows)), size=rows) if rows > ids.size else ids
 
     def tools(self) -> dict[str, Any]:
         """What `gaps.infill` needs of it."""
@@ -225,7 +239,7 @@ class Checkpoint:
         """Write the checkpoint; other files of the folder stay. Each file is replaced whole or not at all."""
 
         def write(part: Path) -> None:
-            self.model.save_pretrained(part)
+            merged(self.model).save_pretrained(part)
             self.tokenizer.save_pretrained(part)
             _plain(part / "tokenizer_config.json")
             self.config.write(part / CONFIG_NAME)
@@ -246,21 +260,74 @@ def _plain(path: Path) -> None:
 
 def load(path: str | Path) -> Checkpoint:
     """Open a checkpoint, a folder or a hub name. ValueError with the remedy where it is none, or is damaged."""
-    import torch
-    import transformers
-
     config = DiffusionConfig.read(config_file(path))
-    loader = getattr(transformers, AUTO_CLASSES[config.denoiser])
     try:
-        # textdiff computes in the precision of the machine, not in that of the file
-        model, notes = loader.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, notes = open_model(path, config)
         tokenizer = load_tokenizer(path)
     except Exception as error:  # transformers and tokenizers raise all sorts over a damaged file
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} is cut short or damaged ({reason}); copy it again, or train again") from error
     if notes["missing_keys"]:
         raise ValueError(f"{path} lacks weights, such as {min(notes['missing_keys'])}; copy it again, or train again")
+    probe(model, config)
     return Checkpoint(model.eval(), tokenizer, config)
+
+
+def find_config(path: str | Path) -> Path | None:
+    """The `diffusion_config.json` of a folder or of a hub repository, None for a model without one."""
+    from transformers.utils.hub import cached_file
+
+    if not str(path):
+        return None
+    if Path(path).exists():
+        file = Path(path) / CONFIG_NAME
+        return file if file.is_file() else None
+    try:
+        found = cached_file(str(path), CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+    except OSError:  # no such repository, or no way to it
+        return None
+    return None if found is None else Path(found)
+
+
+def open_model(path: str | Path, config: DiffusionConfig) -> tuple[Any, dict[str, Any]]:
+    """The stock model for a denoiser, and transformers' notes on loading it. Its attention is opened for backbone causal."""
+    import torch
+    import transformers
+
+    name, settings = AUTO_CLASSES[config.denoiser], {}
+    if config.backbone == "causal":
+        name = AUTO_CLASSES["autoregressive"]
+        settings["config"] = transformers.AutoConfig.from_pretrained(path)
+        both_ways(settings["config"])
+    # textdiff computes in the precision of the machine, not in that of the file
+    loader = getattr(transformers, name)
+    return loader.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **settings)
+
+
+def same_reading(path: str | Path, config: DiffusionConfig) -> None:
+    """ValueError where a folder is a checkpoint for a parallel denoiser and is to be read in another way than it learned."""
+    file = Path(path) / CONFIG_NAME
+    if not file.is_file() or config.denoiser != "parallel":
+        return
+    found = DiffusionConfig.read(file)
+    if found.denoiser == "parallel" and (found.backbone, found.shift) != (config.backbone, config.shift):
+        raise ValueError(
+            f"{path} was trained with backbone {found.backbone} and shift {found.shift}, not {config.backbone} and "
+            f"{config.shift}; give the same"
+        )
+
+
+def both_ways(config: Any) -> None:
+    """Open the attention of a causal model to both sides; it is saved with the model."""
+    config.is_causal, config.use_cache = False, False
+
+
+def probe(model: Any, config: DiffusionConfig) -> None:
+    """ValueError for a model that does not see what its denoiser needs to see, or sees what it must not."""
+    if config.denoiser == "parallel":
+        need_bidirectional(model)
+    elif config.denoiser == "autoregressive":
+        need_causal(model)
 
 
 def config_file(path: str | Path) -> Path:

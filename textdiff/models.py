@@ -1,6 +1,7 @@
 """Stock models to start from: a preset from scratch, or any pretrained one.
 
-parallel: ModernBERT's architecture, or any `AutoModelForMaskedLM`. autoregressive: Llama's, or any
+parallel: ModernBERT's architecture, any `AutoModelForMaskedLM`, or any `AutoModelForCausalLM` whose attention can be opened
+to both sides. autoregressive: Llama's, or any
 `AutoModelForCausalLM`. seq2seq: T5's (version 1.1), or any `AutoModelForSeq2SeqLM`.
 """
 
@@ -8,7 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from textdiff.checkpoint import AUTO_CLASSES, chosen
+import torch
+from torch import Tensor
+
+from textdiff.checkpoint import (
+    AUTO_CLASSES,
+    DiffusionConfig,
+    both_ways,
+    chosen,
+    open_model,
+    probe,
+    same_reading,
+)
 from textdiff.tokens import Specials
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(hidden=192, layers=4, heads=4, inner=512, theta=100.0),
+    "mini": Size(hidden=256, layers=4, heads=4, inner=704, theta=1000.0),
     "small": Size(hidden=512, layers=8, heads=8, inner=1408, theta=1000.0),
     "base": Size(hidden=768, layers=12, heads=12, inner=2048, theta=10000.0),
 }
@@ -112,17 +125,71 @@ def new_model(denoiser: str, preset: str, ids: Specials, vocab: int, context: in
     return getattr(transformers, AUTO_CLASSES[denoiser]).from_config(family(size, ids, common))
 
 
-def pretrained_model(denoiser: str, path: str, tokenizer: "PreTrainedTokenizerBase") -> Any:
-    """A pretrained model with room for the tokenizer's new tokens. Never runs code from the checkpoint."""
-    import torch
-    import transformers
+def pretrained_model(
+    diffusion: DiffusionConfig, path: str, tokenizer: "PreTrainedTokenizerBase", known: int | None = None,
+    weights: bool = True,
+) -> Any:  # fmt: skip
+    """A pretrained model with room for the tokenizer's new tokens, and none for more. Never runs code from the checkpoint.
 
-    loader = getattr(transformers, chosen(denoiser, AUTO_CLASSES, "denoiser"))
+    known: the tokens that it knew, the first of the tokenizer's; all where left out. The rows of the others, in embeddings
+    and head, begin as `new_rows` says. weights: False takes the architecture alone, drawn from torch's generator. ValueError
+    where it cannot be loaded, or read as `diffusion` wants to.
+    """
+    same_reading(path, diffusion)
     try:
-        model = loader.from_pretrained(path, dtype=torch.float32)
+        model = open_model(path, diffusion)[0] if weights else _drawn(path, diffusion)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} cannot be loaded as a {denoiser} model ({reason})") from error
-    if model.get_input_embeddings().num_embeddings < len(tokenizer):
-        model.resize_token_embeddings(len(tokenizer))
+        raise ValueError(
+            f"{path} cannot be loaded as a {diffusion.denoiser} model ({reason}); a causal model takes denoiser "
+            "autoregressive, or parallel with backbone causal, an encoder-decoder seq2seq"
+        ) from error
+    probe(model, diffusion)
+    old = model.get_input_embeddings().num_embeddings
+    mask = getattr(model.config, "mask_token_id", None)
+    rows = [] if mask is None or mask >= old else [part[mask].clone() for part in vocabulary(model)]
+    if old != len(tokenizer):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    first = min(old, len(tokenizer) if known is None else known)
+    new_rows(model, first)
+    if rows and first <= tokenizer.mask_token_id:  # the model knows a mask, its tokenizer did not (LLaDA)
+        for part, row in zip(vocabulary(model), rows, strict=True):
+            part.data[tokenizer.mask_token_id] = row
+        model.config.mask_token_id = tokenizer.mask_token_id
     return model
+
+
+def _drawn(path: str, diffusion: DiffusionConfig) -> Any:
+    """The architecture of a pretrained model, its weights drawn."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(path)
+    name = diffusion.denoiser
+    if diffusion.backbone == "causal":
+        both_ways(config)
+        name = "autoregressive"
+    return getattr(transformers, AUTO_CLASSES[name]).from_config(config, dtype=torch.float32)
+
+
+def vocabulary(model: Any) -> list[Tensor]:
+    """What has a row for every token: embeddings, head and the head's bias, tied ones once."""
+    head = model.get_output_embeddings()
+    parts = [model.get_input_embeddings().weight, head.weight, head.bias] if head is not None else []
+    parts = parts or [model.get_input_embeddings().weight]
+    return list({id(part): part for part in parts if part is not None}.values())
+
+
+NOISE = 0.1  # of the standard deviation of the known rows
+
+
+@torch.no_grad()
+def new_rows(model: Any, known: int) -> None:
+    """Rows from `known` on begin at the mean of the known ones, with a tenth of their deviation as noise.
+
+    By Jensen's inequality a token whose row is the mean takes no more than an average token's share of the probability, so
+    what the model knows of the known tokens stays (Hewitt 2021, "Initializing new word embeddings").
+    """
+    for part in vocabulary(model):
+        old = part[:known].double()
+        noise = torch.randn(part[known:].shape, dtype=torch.float64) * NOISE
+        part[known:] = (old.mean(0) + noise.to(part.device) * old.std(0)).to(part.dtype)

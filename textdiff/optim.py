@@ -27,11 +27,12 @@ def optimizers(
         {"params": parts.vocabulary, "weight_decay": 0.0, "lr": lr * embedding_lr},
         {"params": parts.rest, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]  # LoRA trains no biases; states of empty groups do not load
     if kind == "muon":
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"trainer.optimizer muon needs torch 2.9, this is {torch.__version__}; use adamw")
         muon = torch.optim.Muon(parts.body, lr=muon_lr, weight_decay=weight_decay)
-        return [muon, torch.optim.AdamW(groups, **adamw)]
+        return [muon, torch.optim.AdamW(groups, **adamw)] if groups else [muon]
     return [torch.optim.AdamW([{"params": parts.body, "weight_decay": weight_decay}, *groups], **adamw)]
 
 
@@ -40,8 +41,10 @@ def split(model: nn.Module) -> Parts:
     embedded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     size = max((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=-1)
     parts = Parts([], [], [])
-    for weight in model.parameters():
+    for name, weight in model.named_parameters():
         if weight.requires_grad:
-            spoken = weight.ndim == 2 and (id(weight) in embedded or size in weight.shape)
+            # peft keeps the rows of new tokens apart
+            own = id(weight) in embedded or size in weight.shape or "trainable_tokens" in name
+            spoken = weight.ndim == 2 and own
             (parts.vocabulary if spoken else parts.body if weight.ndim == 2 else parts.rest).append(weight)
     return parts

@@ -16,8 +16,10 @@ from textdiff.checkpoint import Checkpoint, DiffusionConfig, rule_of
 from textdiff.config import parse_one_of
 from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
 from textdiff.evaluation import bound
-from textdiff.gaps import infill, parse
+from textdiff.filling import infill
+from textdiff.gaps import parse
 from textdiff.keys import Key
+from textdiff.lora import add_lora, trained
 from textdiff.models import new_model, pretrained_model
 from textdiff.pictures.recipe import PictureRecipe
 from textdiff.spectral import STARTS
@@ -37,14 +39,18 @@ Examples:
   textdiff train --config data/demo.yaml --out runs/mine --minutes 20 --trainer.lr 0.001
   textdiff train --dataset texts.jsonl --text-column body --diffusion.denoiser autoregressive --out runs/mine
   textdiff train --config data/demo.yaml --resume
+  textdiff train --model-name-or-path FacebookAI/roberta-base --dataset texts.jsonl --out runs/mine
+  textdiff train --config data/adapt-smollm2.yaml --model-name-or-path HuggingFaceTB/SmolLM2-135M --model.lora 16
   textdiff train --config data/digits.yaml
   textdiff train --kind image --dataset /usr/share/datasets/fashion-mnist --out runs/mine
 
 textdiff train --kind image --help explains the options for images.
-Short for the most used: --dataset, --text-column, --image-column, --label-column, --streaming, --out,
+Short for the most used: --model-name-or-path, --dataset, --text-column, --image-column, --label-column, --streaming, --out,
   --steps, --minutes, --resume, --overwrite."""
 
 SHORT = {
+    "--model-name-or-path": "--model.path",
+    "--model_name_or_path": "--model.path",
     "--dataset": "--data.dataset",
     "--text-column": "--data.text-column",
     "--image-column": "--data.image-column",
@@ -78,14 +84,19 @@ class ModelConfig:
     """Any model, or one from scratch.
 
     Attributes:
-        preset: The size of a model from scratch: tiny (3 M weights with 4,000 tokens), small (30 M) or base (91 M).
+        preset: The size of a model from scratch: tiny (3 M weights with 4,000 tokens), mini (6 M with 6,000), small (30 M)
+            or base (91 M).
         path: A pretrained model instead, a folder or hub name, with its tokenizer.
+        weights: Start from the weights of `path`; else from its architecture alone, drawn at random.
+        lora: Train updates of this rank and the new tokens alone (LoRA, needs peft); 0 trains every weight.
         start: How a model from scratch begins: from the bigrams of the texts (see `spectral`), or random.
         context: How much an autoregressive model also learns the visible text (see `Autoregressive`).
     """
 
-    preset: Literal["tiny", "small", "base"] = "tiny"
+    preset: Literal["tiny", "mini", "small", "base"] = "tiny"
     path: str | None = None
+    weights: bool = True
+    lora: int = 0
     start: Literal["bigrams", "random"] = "bigrams"
     context: float = 1.0
 
@@ -139,6 +150,9 @@ class Recipe:
         """Everything built and ready to run."""
         data = self.prepare()
         model = self.make_model(data)
+        print(
+            f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} weights, {trained(model):,} trained"
+        )
         udm = self.make_udm(model, data)
         return Trainer(udm, self.make_job(model, data), self.trainer)
 
@@ -185,8 +199,18 @@ class Recipe:
         rows, tokenizer = data
         kind, ids = self.diffusion.denoiser, specials(tokenizer)
         torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
+        if self.diffusion.backbone == "causal" and self.model.path is None:
+            raise ValueError("backbone causal adapts a pretrained causal model; name one by --model-name-or-path")
         if self.model.path is not None:
-            return pretrained_model(kind, self.model.path, tokenizer)
+            known = len(load_tokenizer(self.tokenizer.path or self.model.path))
+            model = pretrained_model(self.diffusion, self.model.path, tokenizer, known, self.model.weights)
+            if self.model.lora:
+                add_lora(model, self.model.lora, list(range(known, len(tokenizer))))
+            return model
+        if self.model.lora:
+            raise ValueError(
+                f"model.lora {self.model.lora} adapts a pretrained model; name one by --model-name-or-path"
+            )
         model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
         if self.model.start == "bigrams" and kind in STARTS:
             sample = rows.take(50_000) if self.data.streaming else rows

@@ -5,9 +5,10 @@ tokenizer reads the six characters "[MASK]" in a user's text as the command [MAS
 so every tokenizer here has that set, and it is saved with the tokenizer. Special tokens enter a text by id only.
 """
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from textdiff.tokens import Specials
 
@@ -120,6 +121,51 @@ def specials(tokenizer: "PreTrainedTokenizerBase") -> Specials:
         banned=tuple(banned),
         size=len(tokenizer),
     )
+
+
+def stock_specials(tokenizer: "PreTrainedTokenizerBase", model: Any) -> Specials:
+    """The special ids for a stock model with the tokenizer it came with, prepared or not; neither is changed.
+
+    `size` is the number of rows of the model's output. What the model lacks is virtual: ids from `size` on, each its own,
+    which must never be fed to it: gap, fill and end always, mask where neither the tokenizer nor `config.mask_token_id`
+    (LLaDA) names one, bos where no token can stand first. pad is a special token of the model where it has any, since it is
+    fed, without being seen. `banned`: every special token, and every row of the output that the tokenizer has no entry for.
+    """
+    config, ids, vocabulary = model.config, _special_ids(tokenizer), set(tokenizer.get_vocab().values())
+    head = model.get_output_embeddings()
+    rows = getattr(head, "weight", None)  # Perceiver has no such layer, MusicGen several
+    size = config.vocab_size if rows is None else rows.shape[0]
+    virtual = iter(range(max(size, len(tokenizer), max(vocabulary) + 1), sys.maxsize))
+
+    def first(*candidates: int | None) -> int:
+        real = (number for number in candidates if number is not None and 0 <= number < size)
+        return next(real, -1)
+
+    before, after = _around(tokenizer)
+    mask = first(tokenizer.mask_token_id, getattr(config, "mask_token_id", None))
+    ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+    # an encoder-decoder reads texts that begin with a word, where its tokenizer puts nothing before them
+    bos = first(tokenizer.cls_token_id, tokenizer.bos_token_id, *(() if config.is_encoder_decoder else ends))
+    if config.is_encoder_decoder and not before:
+        bos = -1
+    others = (number for number in sorted(ids.values()) if number != mask)
+    pad = first(tokenizer.pad_token_id, getattr(config, "pad_token_id", None), *ends, *others)
+    gap, fill, end = (next(virtual) for _ in range(3))
+    mask, bos, pad = (next(virtual) if number < 0 else number for number in (mask, bos, pad))
+    named = {pad, bos, mask}
+    banned = {number for number in ids.values() if number < size} | ({*range(size)} - vocabulary)
+    return Specials(
+        pad=pad, bos=bos, mask=mask, gap=gap, fill=fill, end=end, banned=tuple(sorted(banned - named)), size=size,
+        tail=tuple(number for number in after if number < size),
+    )  # fmt: skip
+
+
+def _around(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text and after it."""
+    bare, whole = encode(tokenizer, "a"), tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"]
+    starts = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+    place = next(starts, len(whole)) if bare else len(whole)
+    return whole[:place], whole[place + len(bare) :]
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":

@@ -35,6 +35,8 @@ class Settings(Protocol):
     different: bool
     masked: float
     edits: tuple[float, float, float, float]
+    backbone: Any
+    shift: bool
 
 
 def chosen(name: str, known: dict[str, Any], what: str, more: str = "") -> Any:
@@ -73,6 +75,10 @@ def check(settings: Settings, denoiser: str, rule: Rule) -> None:
     for option, (value, families) in asked.items():
         if value and not names & families:
             raise ValueError(f"{option} is for process {' or '.join(sorted(families))}, not {settings.process}")
+    if settings.backbone == "causal" and denoiser != "parallel":
+        raise ValueError(f"backbone causal is for denoiser parallel, not {denoiser}, which takes its model as it is")
+    if settings.shift and (settings.backbone != "causal" or "encoder" in names):
+        raise ValueError("shift is for backbone causal, with processes of tokens; a masked model is read in place")
     if "encoder" in names and len(names) > 1:
         raise ValueError(
             f"process {settings.process}: the encoder's states are vectors, it cannot be mixed with others"
@@ -134,10 +140,10 @@ def parallel(settings: Settings, model: Any, ids: Specials) -> Denoiser:
     """The parallel denoiser that reads the states of this process."""
     if settings.process == "encoder":
         return Embedded(model, ids)
-    process = make_process(settings, ids)
+    process, denoiser = make_process(settings, ids), Parallel(model, ids, settings.shift)
     if isinstance(process, Replacement) and settings.counts and settings.different:
-        return Changes(Parallel(model, ids), process)
-    return Parallel(model, ids)
+        return Changes(denoiser, process)
+    return denoiser
 
 
 def likelihood(settings: Settings, denoiser: str, ids: Specials, embedding: nn.Module | None) -> tuple[Process, str]:

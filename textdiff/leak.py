@@ -1,0 +1,61 @@
+"""Which way a model reads, found out by asking it: does what comes later change the logits of the first token?
+
+A causal model made bidirectional by `config.is_causal = False` may go on being causal without a word (stablelm, gpt_neo in
+transformers 5.23), and would then fill gaps blind to their right; a bidirectional one that is read as causal sees the very
+words it is asked for. So nothing is believed, everything is probed when it is loaded.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+
+LENGTH = 8
+ROUNDING = 1e-5  # relative: a later token has an influence above it even on a model that has learned nothing
+
+
+@torch.no_grad()
+def looks_ahead(model: Any) -> bool:
+    """Whether the logits of the first of 8 random tokens change with the 7 after it. Runs the model once, in eval mode."""
+    rows, device = vocabulary(model), next(model.parameters()).device
+    ids = torch.randint(rows // 2, rows, (2, LENGTH), generator=torch.Generator().manual_seed(0)).to(device)
+    ids[1, 0] = ids[0, 0]
+    training = model.training
+    model.eval()
+    try:
+        plain = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+        one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids), **plain).logits[:, 0].float()
+    finally:
+        model.train(training)
+    return bool((one - other).abs().max() > ROUNDING * one.abs().max())
+
+
+def vocabulary(model: Any) -> int:
+    """How many ids the model reads. I-BERT's and Perceiver's embeddings are no nn.Embedding."""
+    table = model.get_input_embeddings()
+    return int(getattr(table, "num_embeddings", 0) or getattr(model.config.get_text_config(), "vocab_size", 1))
+
+
+def need_bidirectional(model: Any) -> None:
+    """ValueError for a model that is to fill gaps and does not see what comes after them."""
+    kind = model.config.model_type
+    try:
+        sees = looks_ahead(model)
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{kind} cannot be read in both directions ({reason}); use denoiser autoregressive") from error
+    if not sees:
+        raise ValueError(
+            f"{kind} stays causal whatever config.is_causal says, so it cannot see what follows a gap; use denoiser "
+            "autoregressive, or another model"
+        )
+
+
+def need_causal(model: Any) -> None:
+    """ValueError for a model that is to write word by word and sees the words that it is to write."""
+    if looks_ahead(model):
+        raise ValueError(
+            f"{model.config.model_type} sees what follows (config.is_causal is "
+            f"{getattr(model.config, 'is_causal', None)}), so it cannot write word by word; use denoiser parallel, with "
+            "backbone causal where it was a causal model"
+        )

@@ -1,0 +1,84 @@
+"""Low-rank adaptation: W + (alpha / r) B A with W frozen (Hu et al., arXiv:2106.09685), by `peft`.
+
+The adapters are put into the stock model in place, so that the denoiser, the trainer and its states see one model, whole;
+what is saved is the stock model with B A added to W, which opens without peft.
+"""
+
+from typing import Any
+
+import torch
+
+_OWN = ("lora_", "trainable_tokens")
+_WRAPS = (".token_adapter", ".base_layer")
+
+
+def add_lora(model: Any, rank: int, new: list[int]) -> None:
+    """Freeze the model and train rank-`rank` updates of its linear layers, and the rows of the tokens `new`, in place.
+
+    B begins at 0: the model is at first what it was. A is drawn from torch's generator. ValueError without peft.
+    """
+    if rank < 1:
+        raise ValueError(f"model.lora {rank} is not positive; 0 trains every weight")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ValueError('model.lora needs peft; install it by pip install "textdiff[lora]", or leave it 0') from error
+    rows = {name: new for name in _tables(model)} if new else None
+    plan = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", trainable_token_indices=rows, fan_in_fan_out=_gpt2(model)
+    )  # fmt: skip
+    inject_adapter_in_model(plan, model)
+
+
+def merged(model: Any) -> Any:
+    """The stock model that computes what a model with adapters does, on the CPU; without adapters the model itself.
+
+    It is to be saved, not run: it has no buffers but those that are saved.
+    """
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not _own(name)}
+    if len(tensors) == len(model.state_dict()):
+        return model
+    tensors = {_stock(name): tensor.detach().cpu() for name, tensor in tensors.items()}
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind == "TrainableTokensLayer":
+            tensors[_stock(f"{name}.weight")] = module.get_merged_weights(["default"]).detach().cpu()
+        elif _lora_layer(module):
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + module.get_delta_weight("default").detach().cpu()
+    with torch.device("meta"):
+        stock = type(model)(model.config)
+    stock.load_state_dict(tensors, strict=False, assign=True)
+    stock.tie_weights()
+    stock.generation_config = getattr(model, "generation_config", None)
+    return stock.eval()
+
+
+def trained(model: Any) -> int:
+    """How many weights are trained."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def _tables(model: Any) -> list[str]:
+    """The names of embeddings and head; of a tied head peft takes care itself."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    parts = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]
+    return [next(name for name, module in model.named_modules() if module is part) for part in parts]
+
+
+def _gpt2(model: Any) -> bool:
+    """Whether linear layers are written as Conv1D, with their weights transposed."""
+    return any(type(module).__name__ == "Conv1D" for module in model.modules())
+
+
+def _lora_layer(module: Any) -> bool:
+    return "lora_A" in dict(module.named_children())
+
+
+def _own(name: str) -> bool:
+    return any(part.startswith(_OWN) for part in name.split("."))
+
+
+def _stock(name: str) -> str:
+    for wrap in _WRAPS:
+        name = name.replace(wrap, "")
+    return name
