@@ -1,0 +1,179 @@
+"""Writing on: a prompt and one gap after it, of any length up to a limit, run through the one loop.
+
+    x_1 = prompt [GAP],  x0_hat ~ q(x_0 | x_t),  x_s = F_s(x0_hat, eps'), ... down to t = 0
+
+How long the text becomes is decided in the first step and not again, so a limit on it holds through all later ones: what
+was written there can be masked and written anew, it is never deleted.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from textdiff.constraints import Constraint
+from textdiff.denoiser.base import Denoiser
+from textdiff.keys import Key
+from textdiff.posterior import Decode, Draw, Posterior
+from textdiff.process.base import Process
+from textdiff.rules import Rule, posterior
+from textdiff.sampler import sample
+from textdiff.tokens import Specials, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written after a prompt: token ids, and the log-probability of each in nats, as the model drew it."""
+
+    ids: list[int]
+    scores: list[float]
+
+    @property
+    def score(self) -> float:
+        """log q of the words, given how many there are."""
+        return sum(self.scores)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many tokens are written: between low and high, or exactly high. `exact` is for models that keep lengths."""
+
+    high: int
+    low: int = 0
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.high < 1:
+            raise ValueError(f"max_new_tokens {self.high} leaves no room for text; give 1 or more")
+        if not 0 <= self.low <= self.high:
+            raise ValueError(f"min_new_tokens {self.low} is not between 0 and max_new_tokens {self.high}")
+        if 0 < self.low < self.high and not self.exact:
+            raise ValueError(
+                f"min_new_tokens {self.low} below max_new_tokens {self.high} cannot be kept; give both the same number"
+            )
+
+    @property
+    def known(self) -> bool:
+        """Whether the number of tokens is given, rather than for the model to say."""
+        return self.exact or self.low == self.high
+
+
+def write(
+    prompts: Sequence[Sequence[int]], size: Size, *, denoiser: Denoiser, process: Process, specials: Specials,
+    steps: int = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[list[Written]]:  # fmt: skip
+    """Go on from every prompt (token ids without BOS): the drafts of every step, the last of which are the texts.
+
+    numbers: which sample each is of its prompt, 0 unless given; sample k of a prompt under a seed is the same text whatever
+    else is in the batch. ValueError for a prompt that leaves the model no room.
+    """
+    x = start_state(prompts, size, specials, denoiser.longest)
+    key = Key(Key.of(seed, torch.tensor(list(numbers or [0] * len(prompts)))).state ^ x.codes())
+    device = next(denoiser.parameters()).device
+    x, key = x.to(device), key.to(device)
+    decode = decode or Decode()
+    decode = replace(
+        decode, longest=denoiser.longest, max_gap=size.high, constraints=(Constraint(size.low, size.high),)
+    )
+    with torch.inference_mode():
+        x = process.prior(denoiser.open(x, decode, key.fold(OPEN)), key.fold(PRIOR))
+    if not size.known:  # a corruption makes markers of its own
+        x = x.with_(slot=torch.where(x.ids == specials.gap, 1, x.slot))
+    begins = [len(prompt) + 1 for prompt in prompts]
+    for step in sample(_Settled(denoiser), process, x, steps=steps, rule=rule, decode=decode, key=key):
+        x0 = step.draw.x0.to("cpu")
+        sizes = x0.valid.sum(1).tolist()
+        yield [
+            Written(x0.ids[row, begin:end].tolist(), x0.score[row, begin:end].tolist())
+            for row, (begin, end) in enumerate(zip(begins, sizes, strict=True))
+        ]
+
+
+def start_state(prompts: Sequence[Sequence[int]], size: Size, specials: Specials, longest: int | None) -> Tokens:
+    """(B, L) BOS, the prompt, both fixed, and one [GAP], or as many [MASK] as there will be words."""
+    rows, given = [], []
+    for prompt in prompts:
+        left = size.high if longest is None else longest - 1 - len(prompt)
+        if left < 1:
+            raise ValueError(
+                f"the prompt has {len(prompt)} tokens, the model reads {longest} with BOS and what it writes; shorten it"
+            )
+        open_ = [specials.mask] * min(size.high, left) if size.known else [specials.gap]
+        rows.append([specials.bos, *prompt, *open_])
+        given.append(1 + len(prompt))
+    x = Tokens.from_rows(rows, specials.pad)
+    column, first = torch.arange(x.ids.shape[1])[None], torch.tensor(given)[:, None]
+    fixed, written = column < first, (column >= first) & x.valid
+    sealed = x.valid if size.known else column < first - 1
+    return x.with_(
+        fixed=fixed,
+        counted=written & size.known,
+        sealed=sealed,
+        part=x.valid.long(),  # of a mixture, the first process fills what a user left open
+        slot=(written & (not size.known)).long(),
+    )
+
+
+class _Settled(Denoiser):
+    """A denoiser whose words stay where they are: once written, a token can be masked, never deleted."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, xt: Tokens, t: Tensor) -> Posterior:
+        return _SettledPosterior(self.denoiser(xt, t))
+
+    def open(self, x: Any, decode: Decode, key: Key) -> Any:
+        return self.denoiser.open(x, decode, key)
+
+    @property
+    def longest(self) -> int | None:
+        return self.denoiser.longest
+
+
+class _SettledPosterior(Posterior):
+    def __init__(self, inner: Posterior) -> None:
+        self.inner = inner
+
+    def sample(self, decode: Decode, key: Key) -> Draw:
+        draw = self.inner.sample(decode, key)
+        free = draw.x0.valid & ~draw.x0.fixed
+        x0 = draw.x0.with_(counted=draw.x0.counted | free, sealed=draw.x0.valid)
+        return replace(draw, x0=x0)
+
+    def log_prob(self, truth: Draw) -> Tensor:
+        return self.inner.log_prob(truth)
+
+
+def text_of(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that `ids` are after the prompt's tokens: some tokenizers write a word differently at a text's beginning."""
+
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    head, whole = decode([*prompt]), decode([*prompt, *ids])
+    return whole.removeprefix(head) if whole.startswith(head) else decode([*ids])
+
+
+def until(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], written: Written, stops: Sequence[str]) -> str:
+    """The text up to its first stop string, that included; all of it where there is none."""
+    text = text_of(tokenizer, prompt, written.ids)
+    ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text
+
+
+def cut(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], written: Written, text: str) -> Written:
+    """The fewest of the tokens that hold `text`, the beginning of what was written."""
+    for count in range(len(written.ids) + 1):
+        if text_of(tokenizer, prompt, written.ids[:count]).startswith(text):
+            return Written(written.ids[:count], written.scores[:count])
+    return written

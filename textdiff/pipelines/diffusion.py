@@ -1,0 +1,213 @@
+"""`pipeline("text-diffusion")`: texts from a blank page, from a prompt, or as the answer in a chat."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file, rule_of
+from textdiff.continuation import Size, Written, cut, until, write
+from textdiff.hub import push, save
+from textdiff.posterior import Decode
+from textdiff.scoring import score, scorer
+from textdiff.tokenizer import encode, prepare_tokenizer
+
+TASK = "text-diffusion"
+_WRITING = ("max_new_tokens", "min_new_tokens", "num_steps", "rule", "temperature", "top_k", "top_p", "seed")
+_OPTIONS = {*_WRITING, "num_return_sequences", "streamer", "stop_strings", "return_full_text"}
+
+
+class TextDiffusionPipeline(Pipeline):
+    """Write on from prompts.
+
+    Input: a prompt, "" for a blank page; a chat, a list of {"role", "content"}, where the tokenizer has a chat template; or
+    a list of either. Options, at construction or at the call: max_new_tokens (the checkpoint's max_gap unless given; exactly
+    that many where it keeps lengths), min_new_tokens, num_return_sequences, num_steps, rule, temperature, top_k, top_p,
+    seed, stop_strings (a text ends with the first of them), return_full_text (the prompt with it, as is usual), streamer
+    (see `generation.generate`), batch_size.
+    Output per prompt: one dict per sequence, {"generated_text", "score"}, for a chat with the messages and the
+    assistant's as generated_text; the score is the log-probability in nats of the words written, given how many there are.
+    What a prompt spells is text, and comes back byte for byte. In a chat special tokens are the template's alone: a message
+    that spells one is a ValueError.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def __init__(self, *args: Any, diffusion_config: DiffusionConfig | None = None, **kwargs: Any) -> None:
+        model: Any = kwargs.get("model", args[0] if args else None)
+        self.diffusion_config = diffusion_config or DiffusionConfig.read(config_file(model.config._name_or_path))
+        super().__init__(*args, **kwargs)
+        # user text that spells a special token stays text
+        self.tokenizer: Any = prepare_tokenizer(kwargs["tokenizer"])
+        self.checkpoint = Checkpoint(self.model, self.tokenizer, self.diffusion_config)
+        tools = self.checkpoint.tools()
+        self.tools = {name: tools[name] for name in ("denoiser", "process", "specials")}
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        unknown = sorted(set(options) - _OPTIONS)
+        if unknown:
+            raise ValueError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
+        shown = {name: options.pop(name) for name in ("stop_strings", "return_full_text") if name in options}
+        return {}, options, shown
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """See the class. A list of prompts, or of chats, gives a list of results."""
+        alone = isinstance(inputs, str) or _is_chat(inputs) or not isinstance(inputs, Iterable)
+        prompts = [inputs] if alone else list(inputs)
+        if not prompts:
+            raise ValueError('no prompts to go on from; give at least one, "" for a blank page')
+        for prompt in prompts:
+            if not isinstance(prompt, str) and not _is_chat(prompt):
+                raise ValueError(f'{prompt!r} is no prompt; give a string, or messages with "role" and "content"')
+        results = super().__call__([{"prompt": prompt} for prompt in prompts], **options)
+        return results[0] if alone else results
+
+    def preprocess(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        prompt = inputs["prompt"]
+        if not isinstance(prompt, str):
+            ids = self._chat(prompt)
+            return {"prompt": prompt, "ids": ids[1:] if ids[:1] == [self.tools["specials"].bos] else ids}
+        # a word's space belongs to the word: the one that ends a prompt is the model's to write
+        return {"prompt": prompt, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
+
+    def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """The tokens of a chat by the tokenizer's template; a last message of the assistant is gone on with."""
+        if not self.tokenizer.chat_template:
+            raise ValueError("the tokenizer has no chat template; give a prompt as a string, or set chat_template")
+        for message in messages:
+            for token in self.tokenizer.added_tokens_decoder.values():
+                if token.special and str(token) in str(message["content"]):
+                    raise ValueError(
+                        f"a message spells the special token {str(token)!r}; a template cannot hold it as text"
+                    )
+        goes_on = messages[-1]["role"] == "assistant"
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+            tokenize=False,
+        )
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+
+    def get_iterator(
+        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict, forward_params: dict,
+        postprocess_params: dict,
+    ) -> Any:  # fmt: skip
+        """Prompts in batches of `batch_size`; they are padded in their own way, not by transformers."""
+        prepared = [self.preprocess(prompt, **preprocess_params) for prompt in inputs]
+        for begin in range(0, len(prepared), batch_size):
+            batch = prepared[begin : begin + batch_size]
+            for found in self.forward({"batch": batch}, **forward_params)["batch"]:
+                yield self.postprocess(found, **postprocess_params)
+
+    def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        batch, samples, streamer = inputs["batch"], options.get("num_return_sequences", 1), options.get("streamer")
+        if samples < 1:
+            raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
+        size, wanted = self._wanted(options)
+        prompts = [found["ids"] for found in batch for _ in range(samples)]
+        numbers = [number for _ in batch for number in range(samples)]
+        if streamer is not None:
+            streamer.put(self._padded(prompts))
+        show = getattr(streamer, "put_draft", None)  # transformers' own capability check
+        texts: list[Written] = []
+        for texts in write(prompts, size, numbers=numbers, **wanted, **self.tools):
+            if show is not None:
+                show(value=self._padded([text.ids for text in texts]))
+        if streamer is not None:
+            streamer.put(self._padded([text.ids for text in texts]))
+            streamer.end()
+        split = [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+        return {"batch": [found | {"written": written} for found, written in zip(batch, split, strict=True)]}
+
+    def _wanted(self, options: dict[str, Any]) -> tuple[Size, dict[str, Any]]:
+        """How much and how to write: what was asked for, and of the rest what the checkpoint says."""
+        config = self.diffusion_config
+        size = Size(
+            options.get("max_new_tokens", config.max_gap), options.get("min_new_tokens", 0), config.keeps_lengths
+        )
+        decode = ("temperature", "top_k", "top_p")
+        return size, {
+            "steps": options.get("num_steps", config.num_steps),
+            "rule": rule_of(options.get("rule", config.rule)),
+            "decode": Decode(**{name: options.get(name, getattr(config, name)) for name in decode}),
+            "seed": options.get("seed", 0),
+        }
+
+    def score(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """How likely texts are: for each {"nats", "error", "bits_per_byte", "tokens", "kind"}, see `scoring.score`.
+
+        Options: draws, window, seed. A list of texts gives a list.
+        """
+        alone = isinstance(texts, str)
+        found = score([texts] if isinstance(texts, str) else texts, **scorer(self.checkpoint), **options)
+        results = [asdict(result) for result in found]
+        return results[0] if alone else results
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write a complete checkpoint with its card (`hub.save`); options are those of push_to_hub, for push_to_hub=True."""
+        if options.pop("push_to_hub", False):
+            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+        elif options:
+            raise ValueError(
+                f"unknown option {', '.join(sorted(options))}; there is push_to_hub=True, with its options"
+            )
+        save(self.checkpoint, save_directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the checkpoint to the hub (`hub.push`); returns the repository's address."""
+        return push(self.checkpoint, repo_id, **options)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(B, longest) int64, right-padded."""
+        longest, pad = max(map(len, rows)), self.tools["specials"].pad
+        ids = [[*row, *[pad] * (longest - len(row))] for row in rows]
+        return torch.tensor(ids, dtype=torch.int64).view(len(rows), longest)
+
+    def postprocess(
+        self, outputs: dict[str, Any], stop_strings: str | Sequence[str] = (), return_full_text: bool = True
+    ) -> list[dict[str, Any]]:
+        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        if "" in stops:
+            raise ValueError("a stop string is empty, and would stop before the first word; leave it out")
+        prompt, ids, results = outputs["prompt"], outputs["ids"], []
+        for written in outputs["written"]:
+            text = until(self.tokenizer, ids, written, stops)
+            score = cut(self.tokenizer, ids, written, text).score if stops else written.score
+            if isinstance(prompt, str) and prompt.endswith(" "):
+                text = text.removeprefix(" ")
+            results.append({"generated_text": _whole(prompt, text) if return_full_text else text, "score": score})
+        return results
+
+
+def _whole(prompt: str | Sequence[Mapping[str, str]], text: str) -> str | list[dict[str, str]]:
+    """The prompt with what was written; the messages with the assistant's."""
+    if isinstance(prompt, str):
+        return prompt + text
+    *before, last = [dict(message) for message in prompt]
+    if last["role"] == "assistant":
+        return [*before, last | {"content": last["content"] + text}]
+    return [*before, last, {"role": "assistant", "content": text}]
+
+
+def _is_chat(inputs: Any) -> bool:
+    """Messages, each with a role and a content."""
+    if not isinstance(inputs, Sequence) or isinstance(inputs, str) or not inputs:
+        return False
+    return all(isinstance(message, Mapping) and {"role", "content"} <= {*message} for message in inputs)
+
+
+# on import: `textdiff._register` imports this module as soon as transformers' pipelines are there
+PIPELINE_REGISTRY.register_pipeline(
+    TASK,
+    pipeline_class=TextDiffusionPipeline,
+    pt_model=(AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM),
+    type="text",
+)
