@@ -19,7 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from textdiff.data import Batches, load_texts, to_tokens, windows
 from textdiff.denoiser import Autoregressive, Parallel
 from textdiff.evaluation import bound, gap_cases, gap_score
-from textdiff.gaps import Gap, infill
+from textdiff.filling import infill
+from textdiff.gaps import Gap
 from textdiff.keys import Key
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.optim import optimizers
@@ -136,7 +137,9 @@ def measure(udm: UDM, kind: str, tokenizer: PreTrainedTokenizerBase, ids: Specia
         tools = tools_of(udm, tokenizer, ids)
         decode = Decode(temperature=0.0, max_gap=20)
         for known in (False, True):
-            texts = [[c.left, Gap(len(encode(tokenizer, " " + c.answer)) if known else None), c.right] for c in cases]
+            texts = [
+                [c.left, Gap.of(len(encode(tokenizer, " " + c.answer))) if known else Gap(), c.right] for c in cases
+            ]
             filled = [r[0] for i in range(0, count, 50) for r in infill(texts[i : i + 50], decode=decode, **tools)]
             score = gap_score(cases, filled)
             result[f"{name}_{'known' if known else 'unknown'}"] = round(score.exact, 4)

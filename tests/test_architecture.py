@@ -19,15 +19,34 @@ ROOT = Path(__file__).resolve().parent.parent
 # From low to high. A module imports from its own row and from the rows above it here, never from the rows below.
 # A name stands for the module and, if it is a package, for all that is in it.
 LAYERS = (
-    ("keys", "tokens", "images", "schedule"),
+    ("keys", "tokens", "images", "schedule", "constraints"),
     ("process", "posterior"),
-    ("denoiser",),
+    ("denoiser", "leak"),
     ("rules", "sampler", "udm"),
-    ("saving", "report", "ema", "optim", "launch", "config", "_register"),  # these need no module of ours
+    (
+        "saving",
+        "report",
+        "ema",
+        "optim",
+        "launch",
+        "config",
+        "lora",
+        "box",
+        "_register",
+    ),  # these need no module of ours
     (
         "tokenizer",
+        "spelling",
+        "automata",
         "gaps",
+        "filling",
         "drafts",
+        "stock",
+        "continuation",
+        "generation",
+        "streaming",
+        "scoring",
+        "hub",
         "data",
         "zoo",
         "checkpoint",
@@ -45,7 +64,8 @@ LAYERS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"keys", "tokens", "images", "schedule", "process", "posterior", "denoiser.base", "rules", "sampler", "udm"}
+CORE = {"keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
+CORE |= {"rules", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
 MAX_FILE, MAX_FUNCTION = 350, 60

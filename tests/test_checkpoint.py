@@ -15,7 +15,8 @@ from tiny import KINDS, tiny_checkpoint
 
 from textdiff.card import model_card
 from textdiff.checkpoint import CONFIG_NAME, Checkpoint, load, rule_of
-from textdiff.gaps import Gap, infill, parse
+from textdiff.filling import infill
+from textdiff.gaps import Gap, parse
 from textdiff.posterior import Decode
 from textdiff.recipe import Recipe
 from textdiff.tokenizer import encode
@@ -199,7 +200,7 @@ def test_special_literals_stay_text_after_loading(made: dict) -> None:
     for kind in KINDS:
         loaded = load(made[kind][1])
         assert not set(encode(loaded.tokenizer, text)) & set(loaded.specials.not_text)
-        result = infill([[text, Gap(2)]], **loaded.tools())[0][0]
+        result = infill([[text, Gap.of(2)]], **loaded.tools())[0][0]
         assert result.text.startswith(text)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> object:
     """`run(*words)`: the exit code and what was said, in the folder with the models."""
     monkeypatch.chdir(world)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     monkeypatch.setenv("COLUMNS", "300")  # tyro wraps its boxes
 
     def call(*words: str) -> tuple[int, str, str]:
@@ -62,24 +64,26 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
     ("words", "named"),
     [
         ((), ["textdiff COMMAND --help"]),
-        (("fill",), ["unknown command 'fill'", "train, infill, refine, generate, evaluate"]),
+        (("fill",), ["unknown command 'fill'", "train, infill, refine, generate, score, evaluate"]),
         ((*INFILL, ""), ["the text is empty", "give a text with a [GAP]"]),
         ((*INFILL, "no gap"), ["no gap in 'no gap'", "mark the missing text with [GAP]"]),
-        ((*INFILL, "[GAP][GAP:2]"), ["two gaps touch", "put text between them"]),
-        ((*INFILL, "[GAP:x]"), ["'[GAP:x]' is no gap", "[GAP:3]"]),
-        ((*INFILL, "[GAP:0]"), ["a gap of length 0", "give 1 or more"]),
+        ((*INFILL, "[GAP][GAP:2-3]"), ["two gaps touch", "put text between them"]),
+        ((*INFILL, "[GAP:x]"), ["'[GAP:x]' at character 0: 'x' says nothing of a gap", "[GAP:3]"]),
+        ((*INFILL, "[GAP:0]"), ["a gap of 0-0 tokens cannot be filled", "give at least 1"]),
         ((*INFILL, "x y " * 100 + "[GAP]"), ["the model reads 64", "shorten the text"]),
-        ((*INFILL, "a [GAP]", "--num-steps", "0"), ["steps 0 is not positive", "1 draws everything"]),
+        ((*INFILL, "a [GAP]", "--num-steps", "0"), ["num_steps 0 is not positive", "1 fills everything"]),
         ((*INFILL, "a [GAP]", "--num-steps", "-3"), ["steps -3 is not positive"]),
         ((*INFILL, "a [GAP]", "--num-steps", "many"), ["many"]),
         ((*INFILL, "a [GAP]", "--rule", "best"), ["unknown rule 'best'", "fresh, posterior, ranked, partial:RHO"]),
         ((*INFILL, "a [GAP]", "--rule", "partial:7"), ["rule 'partial:7'", "such as partial:0.3"]),
         ((*INFILL, "a [GAP]", "--temperature", "-1"), ["temperature -1.0", "from 0 on"]),
         ((*INFILL, "a [GAP]", "--colour", "red"), ["--colour"]),
-        (("infill", "plain", "a [GAP]"), [f"plain has no {CONFIG_NAME}", "textdiff train"]),
         (("infill", "short", "a [GAP]"), ["short is cut short or damaged", "copy it again"]),
-        (("infill", "missing", "a [GAP]"), ["missing is not a folder", "such as runs/demo"]),
-        (("infill",), ["A trained model: a folder", "required"]),
+        (
+            ("infill", "missing", "a [GAP]"),
+            ["missing cannot be opened as a language model", "name a folder or a hub model"],
+        ),
+        (("infill",), ["no text to fill; give one, or a line each on standard input"]),
         ((*REFINE, "a b", "--t", "0"), ["t 0.0 is not in (0, 1]", "small t changes little"]),
         ((*REFINE, "a b", "--keep", "c"), ["'c' is not in the text", "copy it"]),
         ((*REFINE, "a b", "--keep", "a b"), ["nothing to rewrite"]),
@@ -252,7 +256,7 @@ def test_evaluate(run: object) -> None:
     assert code == 0 and [row["model"] for row in json.loads(out)] == ["parallel", "autoregressive"]
 
 
-@pytest.mark.parametrize("command", ["train", "infill", "refine", "generate", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "infill", "refine", "generate", "score", "evaluate"])
 def test_help(command: str, run: object) -> None:
     code, out, err = run(command, "--help")
     assert code == 0 and f"  textdiff {command} " in out and "Examples:" in out
@@ -262,7 +266,7 @@ def test_help(command: str, run: object) -> None:
 def test_help_lists_the_commands(word: str, run: object) -> None:
     code, out, _ = run(word)
     assert code == 0 and all(
-        f"textdiff {name}" in out for name in ("train", "infill", "refine", "generate", "evaluate")
+        f"textdiff {name}" in out for name in ("train", "infill", "refine", "generate", "score", "evaluate")
     )
 
 

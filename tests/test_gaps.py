@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, rule_of
-from textdiff.gaps import Gap, check, infill, parse, start_state
+from textdiff.filling import infill, start_state
+from textdiff.gaps import Gap, check, parse
 from textdiff.models import SIZES, new_model
 from textdiff.posterior import Decode
 from textdiff.tokenizer import encode, prepare_tokenizer, specials, train_tokenizer
@@ -35,10 +36,18 @@ def tools() -> dict[str, dict[str, Any]]:
         ("no gap", ["no gap"]),
         ("[GAP]", [Gap()]),
         ("a [GAP] b", ["a ", Gap(), " b"]),
-        ("[GAP:3]x[GAP]", [Gap(3), "x", Gap()]),
+        ("[GAP:3]x[GAP]", [Gap.of(3), "x", Gap()]),
         ("\\[GAP]", ["[GAP]"]),
-        ("a \\[GAP:x] b [GAP:12]", ["a [GAP:x] b ", Gap(12)]),
-        ("[gap] [GAP", ["[gap] [GAP"]),
+        ("a \\[GAP:x] b [GAP:12]", ["a [GAP:x] b ", Gap.of(12)]),
+        ("[gap] [GAPS] [GAP-1]", ["[gap] [GAPS] [GAP-1]"]),
+        ("[GAP:2-6] [GAP:-6] [GAP:2-]", [Gap(2, 6), " ", Gap(max=6), " ", Gap(2)]),
+        ("[GAP:3w] [GAP:2-6w]", [Gap(3, 3, "words"), " ", Gap(2, 6, "words")]),
+        ("[GAP:name=city,1-3w]", [Gap(1, 3, "words", name="city")]),
+        ("[GAP:1-3w,name=city]", [Gap(1, 3, "words", name="city")]),
+        ("[GAP:yes|no|may be]", [Gap(choices=("yes", "no", "may be"))]),
+        ("[GAP:a\\|b|c\\]\\,d]", [Gap(choices=("a|b", "c],d"))]),
+        ("[GAP:/[a-z]{2,3}]\\/x/,name=x]", [Gap(pattern="[a-z]{2,3}]/x", name="x")]),
+        ("[GAP:/\\d{4}/,2]", [Gap(2, 2, pattern="\\d{4}")]),
         ("[MASK] \\n \\", ["[MASK] \\n \\"]),
     ],
 )
@@ -46,16 +55,43 @@ def test_parse(text: str, parts: list) -> None:
     assert parse(text) == parts
 
 
-@pytest.mark.parametrize("text", ["[GAP:]", "[GAP:x]", "[GAP:-1]", "[GAP:1.5]", "[GAP: 3]"])
-def test_a_length_that_is_no_number(text: str) -> None:
-    with pytest.raises(ValueError, match=r"'\[GAP:.*' is no gap: write \[GAP\], \[GAP:3\]"):
+@pytest.mark.parametrize("text", ["[GAP:]", "[GAP:x]", "[GAP:1.5]", "[GAP: 3]", "[GAP:2,x]", "[GAP:name=]"])
+def test_a_gap_that_says_nothing(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"'\[GAP:.*' at character 2: '.*' says nothing of a gap; write \[GAP\], \[GAP:3\]"
+    ):
         parse(f"a {text} b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a [GAP b", "unclosed gap at character 2 of 'a \\[GAP b'"),
+        ("a [GAP:2 b", "unclosed gap at character 2"),
+        ("a [GAP:/x", "unclosed gap at character 2"),
+        ("a [GAP:[GAP]]", "a gap inside a gap at character 7"),
+        ("[GAP:6-2]", "at character 0: a gap of at least 6 and at most 2 tokens cannot be; give the smaller first"),
+        ("[GAP:0]", "a gap of 0-0 tokens cannot be filled; give at least 1"),
+        ("[GAP:yes|no,3]", "a gap with choices has their lengths"),
+        ("[GAP:2w,/x/]", "put the words into the pattern"),
+        ("[GAP:yes||no]", "an empty choice"),
+    ],
+)
+def test_gaps_that_cannot_be_read_are_named_by_their_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(text)
+
+
+def test_the_models_own_mask_is_a_gap_of_one_token_where_it_is_named() -> None:
+    assert parse("a [MASK] [MASK].", "[MASK]") == ["a ", Gap.of(1), " ", Gap.of(1), "."]
+    assert parse("a \\[MASK] b", "[MASK]") == ["a [MASK] b"]
+    assert parse("a [MASK] b") == ["a [MASK] b"]
 
 
 @pytest.mark.parametrize("length", [0, -3])
 def test_a_length_that_is_not_positive(length: int) -> None:
-    with pytest.raises(ValueError, match=f"a gap of length {length} cannot be filled; give 1 or more"):
-        Gap(length)
+    with pytest.raises(ValueError, match=f"a gap of {length}-{length} tokens cannot be filled; give at least 1"):
+        Gap.of(length)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +100,7 @@ def test_a_length_that_is_not_positive(length: int) -> None:
         ([], "the text is empty; give a text with a "),
         (["", ""], "the text is empty"),
         (["only ", "words"], "no gap in 'only words'; mark the missing text with"),
-        ([Gap(), Gap(2)], "two gaps touch; put text between them"),
+        ([Gap(), Gap(1, 2)], "two gaps touch; put text between them"),
         (["a", Gap(), "", Gap()], "two gaps touch"),
     ],
 )
@@ -78,8 +114,8 @@ def test_the_list_form_is_the_string_form(tools: dict) -> None:
     tools = tools["autoregressive"]
     texts = [
         "We [GAP] on [GAP:2].",
-        ["We ", Gap(), " on ", Gap(2), "."],
-        ["", "W", "e", " ", Gap(), " on", " ", Gap(2), "."],
+        ["We ", Gap(), " on ", Gap.of(2), "."],
+        ["", "W", "e", " ", Gap(), " on", " ", Gap.of(2), "."],
     ]
     parts = [parse(text) if isinstance(text, str) else text for text in texts]
     results = infill(parts, **tools)
@@ -109,7 +145,7 @@ def unicode_text(draw: random.Random, longest: int = 8) -> str:
 
 def random_parts(draw: random.Random) -> list[str | Gap]:
     """Texts and gaps by turns, sometimes with a lone space between two gaps."""
-    gaps = [Gap(draw.choice([None, None, 1, 3])) for _ in range(draw.randint(1, 3))]
+    gaps = [draw.choice([Gap(), Gap(), Gap.of(1), Gap.of(3)]) for _ in range(draw.randint(1, 3))]
     parts: list[str | Gap] = []
     for gap in gaps:
         parts += [draw.choice([" ", unicode_text(draw), unicode_text(draw) + " "]), gap]
@@ -172,7 +208,7 @@ def test_two_gaps_with_a_space_between_are_two(tools: dict) -> None:
     """Each has contents of its own."""
     for kind in KINDS:
         result = infill([parse("[GAP:2] [GAP:3]")], **tools[kind])[0][0]
-        assert_faithful([Gap(2), " ", Gap(3)], result)
+        assert_faithful([Gap.of(2), " ", Gap.of(3)], result)
         assert result.text == f"{result.gaps[0].text} {result.gaps[1].text}"
 
 
@@ -184,7 +220,7 @@ def test_a_counted_gap_has_exactly_as_many_tokens(kind: str, tools: dict) -> Non
 
     mine = tools[kind]
     for length in (1, 2, 5):
-        start = start_state([["We ", Gap(length), " on ", Gap(), "."]], mine["tokenizer"], mine["specials"])
+        start = start_state([["We ", Gap.of(length), " on ", Gap(), "."]], mine["tokenizer"], mine["specials"])
         steps = list(
             sample(mine["denoiser"], mine["process"], start, steps=2, key=Key.of(0, 1), decode=Decode(max_gap=3))
         )
@@ -211,7 +247,7 @@ def test_a_filling_does_not_depend_on_the_batch(kind: str, tools: dict) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_and_seeds_differ(kind: str, tools: dict) -> None:
-    parts: list = ["We ", Gap(4), " on ", Gap(4), "."]
+    parts: list = ["We ", Gap.of(4), " on ", Gap.of(4), "."]
     one = [result.text for result in infill([parts], samples=4, decode=Decode(max_gap=8), **tools[kind])[0]]
     assert len(set(one)) == 4
     assert one == [result.text for result in infill([parts], samples=4, decode=Decode(max_gap=8), **tools[kind])[0]]
@@ -223,7 +259,7 @@ def test_samples_and_seeds_differ(kind: str, tools: dict) -> None:
 
 def test_the_score_is_the_sum_of_the_gaps(tools: dict) -> None:
     for kind in KINDS:
-        result = infill([["We ", Gap(2), " on ", Gap(3), "."]], **tools[kind])[0][0]
+        result = infill([["We ", Gap.of(2), " on ", Gap.of(3), "."]], **tools[kind])[0][0]
         assert result.score == pytest.approx(sum(gap.score for gap in result.gaps)) and result.score < 0
 
 
@@ -238,15 +274,17 @@ def test_a_lone_surrogate_is_refused(tools: dict) -> None:
 
 
 def test_lengths_beyond_the_model_are_unknown_without_length_tokens(tmp_path: Path) -> None:
-    """A parallel model without length tokens names the remedy."""
+    """A parallel model without length tokens is asked by search; another one cannot, and names the remedy."""
     tokenizer = train_tokenizer(WORDS, 300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "tiny", replace(SIZES["tiny"], hidden=32, layers=1, heads=2, inner=32))
-        model = new_model("parallel", "tiny", specials(tokenizer), len(tokenizer), 64)
-    tools = Checkpoint(model, tokenizer, DiffusionConfig()).tools()
+        made = {kind: new_model(kind, "tiny", specials(tokenizer), len(tokenizer), 64) for kind in KINDS[:2]}
+    searched = infill([["a ", Gap()]], **Checkpoint(made["parallel"], tokenizer, DiffusionConfig()).tools())[0][0]
+    assert 1 <= len(searched.gaps[0].tokens) <= 8
+    tools = Checkpoint(made["autoregressive"], tokenizer, DiffusionConfig("autoregressive")).tools()
     with pytest.raises(ValueError, match=r"no length tokens, so it cannot fill \[GAP\]; give the length"):
         infill([["a ", Gap()]], **tools)
-    assert len(infill([["a ", Gap(2)]], **tools)[0][0].gaps) == 1
+    assert len(infill([["a ", Gap.of(2)]], **tools)[0][0].gaps) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -276,7 +314,7 @@ def test_a_model_with_learned_positions_is_filled_to_the_last(tools: dict) -> No
     assert small["denoiser"].longest == limit - 1
     for seed in range(5):
         assert_faithful(["We ", Gap(), "!"], infill([["We ", Gap(), "!"]], seed=seed, **small)[0][0])
-    full = len(start_state([["We ", Gap(5), "!"]], tokenizer, small["specials"]).ids[0])
-    assert len(infill([["We ", Gap(limit - 1 - full + 5), "!"]], **small)[0][0].gaps) == 1
+    full = len(start_state([["We ", Gap.of(5), "!"]], tokenizer, small["specials"]).ids[0])
+    assert len(infill([["We ", Gap.of(limit - 1 - full + 5), "!"]], **small)[0][0].gaps) == 1
     with pytest.raises(ValueError, match=f"the text has {limit} tokens, the model reads {limit - 1}"):
-        infill([["We ", Gap(limit - full + 5), "!"]], **small)
+        infill([["We ", Gap.of(limit - full + 5), "!"]], **small)

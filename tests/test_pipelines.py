@@ -1,17 +1,21 @@
 """`pipeline("text-infilling")`: transformers' interface to infilling, whichever package is imported first."""
 
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import KINDS, tiny_checkpoint
 from transformers import pipeline
 
 import textdiff  # noqa: F401  (makes the task known)
 from textdiff.checkpoint import load
-from textdiff.gaps import Gap, infill, parse
+from textdiff.filling import infill, prepare
+from textdiff.gaps import Gap, parse
 
 TEXT = "We [GAP:4] on [GAP]."
 
@@ -41,10 +45,13 @@ def test_the_output(kind: str, fills: dict) -> None:
     output = fills[kind](TEXT)
     assert isinstance(output, list) and len(output) == 1
     (sequence,) = output
-    assert sequence.keys() == {"generated_text", "score", "gaps"} and len(sequence["gaps"]) == 2
+    assert sequence.keys() == {"generated_text", "score", "calls", "named", "gaps"} and len(sequence["gaps"]) == 2
+    assert sequence["calls"] > 0 and sequence["named"] == {}
     assert sequence["score"] == pytest.approx(sum(gap["score"] for gap in sequence["gaps"]))
     for gap in sequence["gaps"]:
-        assert gap.keys() == {"text", "start", "end", "score"}
+        assert gap.keys() == {"text", "start", "end", "score", "name", "tokens", "probabilities"}
+        assert "".join(gap["tokens"]).strip(" \ufffd") == gap["text"].strip(" \ufffd")
+        assert sum(map(math.log, gap["probabilities"])) == pytest.approx(gap["score"], abs=1e-4)
         assert sequence["generated_text"][gap["start"] : gap["end"]] == gap["text"]
 
 
@@ -52,7 +59,9 @@ def test_the_output(kind: str, fills: dict) -> None:
 def test_it_is_infill_of_the_loaded_checkpoint(kind: str, fills: dict, folders: dict) -> None:
     """The same tokenizer, model and decode defaults as `textdiff.load` gives."""
     checkpoint = load(folders[kind])
-    expected = infill([parse(TEXT)], seed=5, samples=3, decode=checkpoint.config.decode(), **checkpoint.tools())[0]
+    tools = checkpoint.tools()
+    page = prepare(parse(TEXT), tools["tokenizer"], tools["specials"], spaced=True)  # after a space begins a word
+    expected = infill([page], seed=5, samples=3, decode=checkpoint.config.decode(), **tools)[0]
     output = fills[kind](TEXT, seed=5, num_return_sequences=3)
     assert texts(output) == [result.text for result in expected]
     assert [sequence["score"] for sequence in output] == pytest.approx([result.score for result in expected])
@@ -68,7 +77,7 @@ def test_sequences_and_seeds(kind: str, fills: dict) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_lists_and_batches(kind: str, fills: dict) -> None:
     """One result per text, the same whatever the batch size; a list of one text is a list."""
-    several = [TEXT, "[GAP]", "[GAP:2] and [GAP:2] and [GAP:2]", "\\[GAP] [MASK] [GAP]"]
+    several = [TEXT, "[GAP]", "[GAP:2] and [GAP:2] and [GAP:2]", "\\[GAP] \\[MASK] [GAP]"]
     alone = [fills[kind](text) for text in several]
     for size in (1, 2, 4, 64):
         together = fills[kind](several, batch_size=size)
@@ -79,7 +88,7 @@ def test_lists_and_batches(kind: str, fills: dict) -> None:
 
 def test_lists_of_parts(fills: dict) -> None:
     """Parts with a Gap are one text, lists of them several."""
-    fill, parts = fills["parallel"], ["We ", Gap(4), " on ", Gap(), "."]
+    fill, parts = fills["parallel"], ["We ", Gap.of(4), " on ", Gap(), "."]
     assert texts(fill(parts)) == texts(fill(TEXT))
     assert list(map(texts, fill([parts, TEXT]))) == [texts(fill(TEXT))] * 2
 
@@ -110,8 +119,8 @@ def test_options_at_construction(folders: dict, fills: dict) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (TEXT, {"colour": 1}, "unknown option colour; there are max_gap, num_return_sequences, num_steps, rule"),
-        (TEXT, {"num_steps": 0}, "steps 0 is not positive; 1 draws everything at once"),
+        (TEXT, {"colour": 1}, "unknown option colour; there are banned, candidates, logits_processor"),
+        (TEXT, {"num_steps": 0}, "num_steps 0 is not positive; 1 fills everything at once"),
         (TEXT, {"num_return_sequences": 0}, "num_return_sequences 0 is not positive; 1 gives one text"),
         (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, ranked"),
         (TEXT, {"temperature": -1}, "temperature -1 is not a number from 0 on"),
@@ -129,6 +138,57 @@ def test_options_at_construction(folders: dict, fills: dict) -> None:
 def test_bad_input(text: Any, options: dict, message: str, fills: dict) -> None:
     with pytest.raises(ValueError, match=message):
         fills["parallel"](text, **options)
+
+
+def test_a_bad_text_is_named_and_loses_none_of_the_others(fills: dict) -> None:
+    """on_error="raise" says which before any is filled, "return" fills the others as if it were not there."""
+    fill, bad = fills["parallel"], "a [GAP b"
+    with pytest.raises(ValueError, match="text 2 of 3: unclosed gap at character 2"):
+        fill([TEXT, bad, TEXT])
+    first, second, third = fill([TEXT, bad, TEXT], on_error="return")
+    assert texts(first) == texts(third) == texts(fill(TEXT)) and second[0]["error"].startswith("unclosed gap")
+    assert fill(bad, on_error="return")[0]["error"].startswith("unclosed gap")
+    with pytest.raises(ValueError, match="on_error 'skip' is neither raise nor return"):
+        fill(TEXT, on_error="skip")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_asked_of_a_gap_is_kept(kind: str, fills: dict) -> None:
+    """By every rule, in every step; named gaps are in `named`."""
+    text = "We [GAP:yes|no|may be], [GAP:/[0-9]{2,3}-[a-z]/,name=code] and [GAP:2-3w] or [GAP:2-4]."
+    for rule, steps in (("posterior", 1), ("fresh", 3), ("ranked", 4), ("partial:0.5", 3)):
+        (sequence,) = fills[kind](text, rule=rule, num_steps=steps, banned=["e", " n"])
+        choice, code, words, tokens = sequence["gaps"]
+        assert choice["text"] == "no" and code["text"] == sequence["named"]["code"]
+        assert re.fullmatch("[0-9]{2,3}-[a-z]", code["text"]) and 2 <= len(words["text"].split()) <= 3
+        assert 2 <= len(tokens["tokens"]) <= 4
+        assert not any(ban in gap["text"] for gap in sequence["gaps"] for ban in ("e", " n"))
+
+
+def test_processors_of_transformers(fills: dict) -> None:
+    """They change what is drawn, and cannot bring special tokens in."""
+    from transformers import LogitsProcessorList
+
+    def force(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([2, word]), 0.0)  # 2 is special
+
+    for kind in KINDS:
+        tokenizer = fills[kind].tokenizer
+        word = tokenizer(" on", add_special_tokens=False)["input_ids"][0]
+        (sequence,) = fills[kind]("We [GAP:3]", logits_processor=LogitsProcessorList([force]))
+        assert sequence["generated_text"] == "We" + tokenizer.decode([word]) * 3
+
+
+def test_scores_ranks_and_saving(fills: dict, tmp_path: Path) -> None:
+    """The pipeline's own scorer; what it saves opens and fills alike."""
+    fill = fills["autoregressive"]
+    one, two = fill.score(["We", "We go"])
+    assert 0 < one["nats"] < two["nats"] and one["error"] == 0 and fill.score("We") == one
+    ranked = fill.rank("We [GAP] on.", [["go"], ["the the the"]])
+    assert [r["nats"] for r in ranked] == sorted(r["nats"] for r in ranked)
+    fill.save_pretrained(tmp_path / "saved")
+    again = pipeline("text-infilling", model=str(tmp_path / "saved"))
+    assert texts(again(TEXT)) == texts(fill(TEXT))
 
 
 ORDERS = {

@@ -7,7 +7,8 @@ from tiny import WORDS, tiny_checkpoint
 
 from textdiff.denoiser import Oracle
 from textdiff.drafts import find, refine, split
-from textdiff.gaps import infill, parse, start_state
+from textdiff.filling import infill, start_state
+from textdiff.gaps import parse
 from textdiff.keys import Key
 from textdiff.process import Deletion, Masking, Mixture
 from textdiff.rules import fresh, partial, posterior

@@ -9,7 +9,8 @@ from tiny import WORDS, tiny_checkpoint
 from textdiff.checkpoint import DiffusionConfig, load
 from textdiff.data import to_tokens
 from textdiff.drafts import refine
-from textdiff.gaps import infill, parse
+from textdiff.filling import infill
+from textdiff.gaps import parse
 from textdiff.keys import Key
 from textdiff.process import Deletion, Edit, Masking, Mixture, Replacement
 from textdiff.recipe import know_places

@@ -3,8 +3,8 @@
     x_t = F_t(x_0, eps)                              forward: any transform of any data
     x0_hat ~ q(x_0 | x_t),  x_s = F_s(x0_hat, eps')  reverse: guess, then corrupt a little less
 
-after Su Jianlin's Unified Diffusion Model (kexue.fm archives 9262 and 9271). Importing textdiff makes the task
-"text-infilling" known to `transformers.pipeline`; nothing heavy is loaded before it is used.
+after Su Jianlin's Unified Diffusion Model (kexue.fm archives 9262 and 9271). Importing textdiff makes the tasks
+"text-infilling" and "text-diffusion" known to `transformers.pipeline`; nothing heavy is loaded before it is used.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Autoregressive": "textdiff.denoiser",
+    "BatchStreamer": "textdiff.streaming",
     "Blur": "textdiff.process",
     "Changes": "textdiff.denoiser",
     "Checkpoint": "textdiff.checkpoint",
@@ -49,10 +50,14 @@ _HOMES = {
     "UDM": "textdiff.udm",
     "VarianceExploding": "textdiff.process",
     "VariancePreserving": "textdiff.process",
-    "infill": "textdiff.gaps",
+    "generate": "textdiff.generation",
+    "infill": "textdiff.filling",
     "load": "textdiff.checkpoint",
+    "rank": "textdiff.scoring",
     "refine": "textdiff.drafts",
     "sample": "textdiff.sampler",
+    "score": "textdiff.scoring",
+    "scorer": "textdiff.scoring",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -1,4 +1,4 @@
-"""The command line: textdiff train | infill | refine | generate | evaluate."""
+"""The command line: textdiff train | infill | refine | generate | score | evaluate."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from textdiff.commands import EXAMPLES, USAGE, Evaluate, Generate, Infill, Refine
+from textdiff.commands import EXAMPLES, USAGE, Evaluate, Generate, Infill, Refine, Score
 from textdiff.config import complain, parse
 
 
@@ -48,15 +48,22 @@ def train(args: list[str], prog: str) -> int:
 def infill(args: list[str], prog: str) -> int:
     """textdiff infill."""
     command = parse(Infill, args, prog=prog, description=EXAMPLES["infill"])
-    texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
+    texts = list(command.words)
+    model = texts.pop(0) if texts and "[GAP" not in texts[0] else None
+    texts = texts or [line.rstrip("\n") for line in sys.stdin]
     if not texts:
         raise ValueError("no text to fill; give one, or a line each on standard input")
-    from textdiff.gaps import check
     from textdiff.gaps import parse as parse_gaps
 
     for text in texts:  # before the model is loaded
-        check(parse_gaps(text))
-    _write(_pipeline(command.model)(texts, **command.sampling.options()), command.json)
+        parse_gaps(text)
+    fill = _pipeline(model)
+    if command.explain:
+        print(fill.explain(), file=sys.stderr)
+    options = command.sampling.options() | {"banned": command.banned}
+    if command.max_calls is not None:
+        options["max_calls"] = command.max_calls
+    _write(fill(texts, **options), command.json)
     return 0
 
 
@@ -80,12 +87,22 @@ def generate(args: list[str], prog: str) -> int:
 
 
 def _generate_texts(command: Generate) -> None:
-    from textdiff.gaps import Gap
-
     if command.label is not None:
         raise ValueError(f"--label {command.label}: {command.model} is a model of texts, which have no classes")
-    parts = [command.prompt, Gap()] if command.prompt else [Gap()]
-    _write([_pipeline(command.model)(parts, **command.sampling.options())], command.json)
+    options = command.sampling.options()
+    length = options.pop("max_gap", None) if command.max_new_tokens is None else command.max_new_tokens
+    write = _text_diffusion(command.model)
+    options |= {"stop_strings": command.stop} | ({} if length is None else {"max_new_tokens": length})
+    if command.watch:
+        from textdiff.streaming import BatchStreamer
+
+        options = {"num_steps": 16, "streamer": BatchStreamer(write.tokenizer), **options}
+    results = write(command.prompt, **options)
+    if command.json:
+        print(json.dumps(results, ensure_ascii=False))
+    elif not command.watch:  # there they stand already
+        spans = [{"start": len(command.prompt), "end": len(result["generated_text"])} for result in results]
+        _write([[result | {"gaps": [span]} for result, span in zip(results, spans, strict=True)]], as_json=False)
 
 
 def _generate_images(command: Generate) -> None:
@@ -95,6 +112,33 @@ def _generate_images(command: Generate) -> None:
         raise ValueError(f"--prompt {command.prompt!r}: {command.model} is a model of images; leave it out")
     said = show(command.model, command.out, label=command.label, progress=_bar, **command.sampling.options())
     print(json.dumps(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
+
+
+def score(args: list[str], prog: str) -> int:
+    """textdiff score."""
+    command = parse(Score, args, prog=prog, description=EXAMPLES["score"])
+    texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
+    if not texts:
+        raise ValueError("no text to score; give one, or a line each on standard input")
+    from textdiff.checkpoint import load
+    from textdiff.scoring import lines, rank, scorer
+    from textdiff.scoring import score as score_texts
+
+    if command.within is not None:
+        from textdiff.gaps import check
+        from textdiff.gaps import parse as parse_gaps
+
+        check(parse_gaps(command.within))  # before the model is loaded
+    _quiet()
+    tools: dict[str, Any] = scorer(load(command.model)) | {"draws": command.draws, "seed": command.seed}
+    if command.within is None:
+        found = list(zip(texts, score_texts(texts, window=command.window, **tools), strict=True))
+        found = sorted(found, key=lambda pair: pair[1].nats) if command.rank else found
+    else:
+        found = [(ranked.filling[0], ranked.score) for ranked in rank(command.within, texts, **tools)]
+    for line in lines(found, command.json):
+        print(line)
+    return 0
 
 
 def evaluate(args: list[str], prog: str) -> int:
@@ -164,6 +208,7 @@ _COMMANDS: dict[str, Callable[[list[str], str], int]] = {
     "infill": infill,
     "refine": refine,
     "generate": generate,
+    "score": score,
     "evaluate": evaluate,
 }
 
@@ -178,17 +223,24 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _pipeline(model: str) -> Any:
+def _pipeline(model: str | None) -> Any:
+    from textdiff.pipelines import open_infilling
+
+    _quiet()
+    return open_infilling(model)
+
+
+def _text_diffusion(model: str) -> Any:
     from textdiff.checkpoint import load
-    from textdiff.pipelines import TextInfillingPipeline
+    from textdiff.pipelines import TextDiffusionPipeline
 
     _quiet()
     checkpoint = load(model)
-    return TextInfillingPipeline(
+    return TextDiffusionPipeline(
         model=checkpoint.model,
         tokenizer=checkpoint.tokenizer,
         diffusion_config=checkpoint.config,
-        task="text-infilling",
+        task="text-diffusion",
     )
 
 

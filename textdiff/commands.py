@@ -8,9 +8,10 @@ import tyro
 USAGE = """textdiff: train diffusion models of text, fill gaps of unknown length; and of images.
 
   textdiff train     learn from a data set         textdiff train --config data/demo.yaml
-  textdiff infill    fill the gaps of a text       textdiff infill runs/demo "We must [GAP] the economy."
+  textdiff infill    fill the gaps of a text       textdiff infill "We must [GAP] the economy."
   textdiff refine    rewrite a draft               textdiff refine runs/demo "We must act on the jobs." --t 0.3
   textdiff generate  write texts, draw images      textdiff generate runs/demo --prompt "My fellow Americans,"
+  textdiff score     how likely texts are          textdiff score runs/demo "We go on." "On go we." --rank
   textdiff evaluate  how good a model is           textdiff evaluate runs/demo --dataset data/sotu --split test
 
 textdiff COMMAND --help explains each one."""
@@ -30,6 +31,8 @@ class Sampling:
     top_p: float | None = None
     max_gap: int | None = None
     """The longest content of a gap, in tokens."""
+    candidates: int | None = None
+    """Fillings drawn for each one that is given, the likeliest whole text; for autoregressive models of text."""
     num_return_sequences: int | None = None
     """One text, or ten images of each class, unless it is given."""
     seed: int = 0
@@ -43,12 +46,18 @@ class Sampling:
 class Infill:
     """Fill the gaps of texts."""
 
-    model: tyro.conf.Positional[str]
-    """A trained model: a folder or a hub name."""
-    texts: tyro.conf.Positional[tuple[str, ...]]
-    """Texts with [GAP], or [GAP:3] for exactly three tokens; \\[GAP] is the text itself. None: a line each from stdin."""
+    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[MODEL] TEXT ...")]
+    """A model, unless it is to be the one in the package: a folder or a hub name, of textdiff or any other language model.
+    Then texts with [GAP], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], or the model's own mask
+    token; \\[GAP] is the text itself. None: a line each from stdin."""
     json: bool = False
     """One JSON object per text, for programs."""
+    explain: bool = False
+    """Say first which way the model fills gaps, and why."""
+    banned: tuple[str, ...] = ()
+    """Strings that no gap may contain."""
+    max_calls: int | None = None
+    """Texts that may be tried for each one, to find out how long its gaps are (models that cannot say lengths)."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -75,12 +84,39 @@ class Generate:
 
     model: tyro.conf.Positional[str]
     prompt: str = ""
+    max_new_tokens: int | None = None
+    """The most tokens that a text has after its prompt; --max-gap is another name for it."""
+    stop: tuple[str, ...] = ()
+    """Strings that end a text, the first of them that comes; they stay in it."""
+    watch: bool = False
+    """Show the texts while they are denoised, in 16 steps unless --num-steps says otherwise."""
     json: bool = False
     label: str | None = None
     """The class of the images, by name; all of them in turn unless it is given."""
     out: str = "samples"
     """The folder that grid.png and strip.png, the images on their way, are written to."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+
+
+@dataclass
+class Score:
+    """How likely texts are under a model, in nats and bits per byte: exact, or a bound with its standard error."""
+
+    model: tyro.conf.Positional[str]
+    """A trained model: a folder or a hub name."""
+    texts: tyro.conf.Positional[tuple[str, ...]]
+    """Texts. None: a line each from stdin."""
+    within: str | None = None
+    """A text with one [GAP]: the texts are fillings of it, and it is they that are scored, given the rest."""
+    rank: bool = False
+    """The likeliest first; fillings always are."""
+    draws: int = 16
+    """Looks at each text where the figure is a bound; the error falls with their square root."""
+    window: int | None = None
+    """Cut longer texts into stretches of so many tokens, each scored by itself."""
+    seed: int = 0
+    json: bool = False
+    """One JSON object per text, for programs."""
 
 
 @dataclass
@@ -114,9 +150,12 @@ class Evaluate:
 
 
 EXAMPLES = {
-    "infill": """Fill the gaps of texts. [GAP] stands for missing text of any length.
+    "infill": """Fill the gaps of texts, by the model in the package or by any language model. [GAP] stands for missing text.
 
 Examples:
+  textdiff infill "We choose to go to the [GAP] in this decade."
+  textdiff infill "The [GAP:1-2w] said [GAP:yes|no|maybe] in [GAP:/1[89][0-9]{2}/]." --num-return-sequences 3
+  textdiff infill google-bert/bert-base-cased "Paris is the [MASK] of [MASK]." --explain
   textdiff infill runs/demo "My fellow [GAP], the state of our union is [GAP]."
   textdiff infill runs/demo "We must [GAP:2] the economy." --temperature 0
   textdiff infill runs/demo --num-return-sequences 3 --num-steps 8 --rule ranked "[GAP] and thank you."
@@ -133,8 +172,15 @@ Examples:
   textdiff generate runs/demo --num-return-sequences 3 --top-p 0.9
   textdiff generate runs/demo --prompt "My fellow Americans,"
   textdiff generate runs/demo --prompt "My fellow Americans," --num-steps 8 --rule partial:0.3 --json
+  textdiff generate runs/demo --prompt "We must" --max-new-tokens 20 --stop . --num-return-sequences 4 --watch
   textdiff generate runs/digits --num-return-sequences 100 --out samples
   textdiff generate runs/digits --label 3 --num-steps 250 --rule sde:1""",
+    "score": """How likely texts are under a model, in nats and in bits per byte; with a standard error where it is a bound.
+
+Examples:
+  textdiff score runs/demo "We go on." "On go we." --rank
+  textdiff score runs/demo --within "We must [GAP] the economy." grow break strengthen
+  textdiff score runs/demo --draws 64 --json < texts.txt""",
     "evaluate": """Measure models on texts they have not seen, or beside images they have not seen.
 
 Examples:

@@ -8,7 +8,8 @@ from typing import Any
 from textdiff.checkpoint import Checkpoint, load, rule_of
 from textdiff.data import load_texts, windows
 from textdiff.evaluation import Case, GapScore, bound, gap_cases, gap_score, score_answers
-from textdiff.gaps import Gap, Parts, infill
+from textdiff.filling import infill
+from textdiff.gaps import Gap, Parts
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.posterior import Decode
 from textdiff.tokenizer import encode
@@ -98,8 +99,8 @@ def fill_cases(checkpoint: Checkpoint, cases: Sequence[Case], given: bool, batch
     for begin in range(0, len(cases), batch):
         texts: list[Parts] = []
         for case in cases[begin : begin + batch]:
-            length = len(encode(checkpoint.tokenizer, " " + case.answer)) if given else None
-            texts.append([case.left, Gap(length), case.right])
+            length = len(encode(checkpoint.tokenizer, " " + case.answer))
+            texts.append([case.left, Gap.of(length) if given else Gap(), case.right])
         decode = Decode(temperature=0.0, max_gap=20)
         results = infill(texts, steps=config.num_steps, rule=rule_of(config.rule), decode=decode, **tools)
         filled += [sequences[0] for sequences in results]

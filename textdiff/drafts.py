@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from textdiff.gaps import PRIOR, Gap, Infill, check_size, read_results, tokens_of
+from textdiff.filling import PRIOR, Infill, check_size, read_results, tokens_of
+from textdiff.gaps import Gap
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process

@@ -10,7 +10,8 @@ from statistics import mean
 import torch
 
 from textdiff.data import sentences, to_tokens
-from textdiff.gaps import Gap, Infill, Parts
+from textdiff.filling import Infill
+from textdiff.gaps import Gap, Parts
 from textdiff.keys import Key
 from textdiff.udm import UDM
 

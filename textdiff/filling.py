@@ -1,0 +1,327 @@
+"""Parts with gaps -> the start state of the loop -> the filled text.
+
+What the user wrote becomes fixed tokens and is copied into the result, never decoded: it comes back byte for byte. A gap of
+which nothing is asked is one marker; a gap of exactly n tokens is n masks; any other is a marker under a constraint.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from textdiff.automata import compile_gap, new_word
+from textdiff.constraints import Constraint
+from textdiff.gaps import TOUCHING, Gap, Parts, check, tidy
+from textdiff.keys import Key
+from textdiff.posterior import Decode
+from textdiff.process.base import Process
+from textdiff.rules import Rule, posterior
+from textdiff.sampler import sample
+from textdiff.spelling import lead_of, pieces, read_gap
+from textdiff.tokenizer import encode
+from textdiff.tokens import Specials, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from textdiff.denoiser.base import Denoiser
+
+PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
+LONG = 1024  # tokens, where a model does not say how many it reads
+TURNS = 64  # at most so many, where every token has one of its own
+
+
+@dataclass(frozen=True)
+class Filled:
+    """One gap's content, its place [start, end) in the whole text, and its words' log-probability in nats.
+
+    The score is that of the words given how many there are, as the model drew them: scores of one length compare.
+    `tokens` are the content as the model wrote it, token by token, with the probability of each.
+    """
+
+    text: str
+    start: int
+    end: int
+    score: float
+    name: str | None = None
+    tokens: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Infill:
+    """A filled text, its gaps in order, and the sum of their scores.
+
+    calls: how often the model was run for the batch that this text was filled in.
+    """
+
+    text: str
+    gaps: list[Filled]
+    score: float
+    calls: int = 0
+
+
+# ids, fixed, counted, sealed, slot: what a token of the start state is
+_Element = tuple[int, bool, bool, bool, int]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A text ready to be filled. Slots count from 1 within the page; `slots` has that of each gap, 0 for none."""
+
+    parts: list[str | Gap]
+    row: list[_Element]
+    constraints: tuple[Constraint, ...]
+    slots: tuple[int, ...]
+
+
+def tokens_of(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens of a part that is text. A word's space belongs to the word: the one before a gap is the gap's to write."""
+    text = str(parts[number])
+    left = number + 1 < len(parts) and text.endswith(" ")
+    if left and text == " " and number > 0 and all(_open(parts[side]) for side in (number - 1, number + 1)):
+        left = False  # this one holds two gaps apart
+    return encode(tokenizer, text[:-1] if left else text)
+
+
+def _open(part: str | Gap) -> bool:
+    return isinstance(part, Gap) and part.length is None
+
+
+def prepare(
+    parts: Parts, tokenizer: "PreTrainedTokenizerBase", specials: Specials, *, banned: tuple[str, ...] = (),
+    spaced: bool = False, beside: bool = False, longest: int | None = None,
+) -> Page:  # fmt: skip
+    """The start state of a text: the user's tokens fixed, and nothing may come between them.
+
+    banned: strings that no gap may contain. spaced: a gap after a space begins with the token of a new word, and has its
+    length decided once, as models without length tokens need it. beside: two gaps may touch, where the tokenizer has no
+    token for the space between them. ValueError for what cannot be filled.
+    """
+    check(parts)
+    parts = tidy(parts)
+    row: list[_Element] = [(specials.bos, True, False, True, 0)]
+    constraints: list[Constraint] = []
+    slots: list[int] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            row += [(token, True, False, True, 0) for token in tokens_of(parts, number, tokenizer)]
+            continue
+        constraint = _constraint(part, tokenizer, specials, _lead(parts, number, tokenizer), banned, spaced)
+        if constraint is not None:
+            constraints.append(constraint)
+            _check_length(part, constraint, longest)
+        slot = len(constraints) if constraint else 0
+        slots.append(slot)
+        if part.length is not None:
+            row += [(specials.mask, False, True, True, slot)] * part.length
+        elif row[-1][0] == specials.gap and not beside:  # the tokenizer has no token for the text in between
+            raise ValueError(TOUCHING)
+        else:
+            row[-1] = (*row[-1][:3], False, row[-1][4])
+            row.append((specials.gap, False, False, False, slot))
+    row += [(token, True, False, True, 0) for token in specials.tail]
+    if longest is not None and len(row) > longest:
+        raise ValueError(f"the text has {len(row)} tokens, the model reads {longest}; shorten the text or split it")
+    return Page(parts, row, tuple(constraints), tuple(slots))
+
+
+def _check_length(gap: Gap, constraint: Constraint, longest: int | None) -> None:
+    """ValueError where no number of tokens that the model reads fits what is asked."""
+    most = gap.length or longest or LONG
+    if constraint.automaton is not None and not constraint.lengths(most):
+        asked = f"choices {gap.choices}" if gap.choices else f"pattern {gap.pattern!r}" if gap.pattern else str(gap)
+        what = f"exactly {most} tokens" if gap.length else f"up to {most} tokens"
+        raise ValueError(f"nothing of {what} fits {asked}; ask for what this model can write")
+
+
+def _lead(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Whether the first token of a gap brings a space that is not the gap's own: the one before it, or one by custom."""
+    before = parts[number - 1] if number else ""
+    return lead_of(tokenizer, before) if isinstance(before, str) else ""
+
+
+def _constraint(
+    gap: Gap, tokenizer: "PreTrainedTokenizerBase", specials: Specials, lead: str, banned: tuple[str, ...], spaced: bool
+) -> Constraint | None:
+    """What is asked of a gap, in tokens; None for nothing."""
+    words = (gap.min or 0, gap.max) if gap.unit == "words" else None
+    strings = bool(gap.choices or gap.pattern is not None or words or banned)
+    if gap.free and not strings and not spaced:
+        return None  # any text, which later steps may change in length
+    automaton, mute = None, tuple(specials.not_text)
+    if strings:
+        automaton = compile_gap(
+            tokenizer,
+            specials.size,
+            pattern=gap.pattern,
+            choices=gap.choices,
+            words=words,
+            banned=banned,
+            lead=lead,
+            forbidden=mute,
+        )
+    elif spaced and lead:
+        automaton = new_word(tokenizer, specials.size, mute)
+    least = 1 if gap.free and spaced else 0  # a model that has to be asked for each length is not asked for none
+    low, high = (gap.min or least, gap.max) if gap.unit == "tokens" else (0, None)
+    return Constraint(low, high, automaton)
+
+
+def start_state(texts: Sequence[Parts], tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> Tokens:
+    """The states at t = 1 of texts with gaps, right-padded; of what is asked of gaps only lengths that are exact."""
+    state, _ = _batch([prepare(parts, tokenizer, specials) for parts in texts], specials)
+    return state.with_(slot=torch.zeros_like(state.slot))
+
+
+def _batch(pages: Sequence[Page], specials: Specials) -> tuple[Tokens, tuple[Constraint, ...]]:
+    """The start states, and the constraints that their slots count."""
+    constraints: list[Constraint] = []
+    rows = []
+    for page in pages:
+        shift = len(constraints)
+        rows.append([(*element[:4], element[4] + shift if element[4] else 0) for element in page.row])
+        constraints += page.constraints
+    length = max(map(len, rows))
+    padded = [row + [(specials.pad, False, False, False, 0)] * (length - len(row)) for row in rows]
+    columns = [torch.tensor([[element[k] for element in row] for row in padded]) for k in range(5)]
+    ids, fixed, counted, sealed, slot = columns
+    size = torch.tensor([len(row) for row in rows])[:, None]
+    doc = torch.where(torch.arange(length)[None] < size, 0, -1)
+    state = Tokens.of(ids, doc, fixed, counted, sealed)
+    # of a mixture, the first process fills what a user left open
+    return state.with_(part=(doc >= 0).long(), slot=slot), tuple(constraints)
+
+
+def read_result(
+    page: Page, ids: Tensor, fixed: Tensor, score: Tensor, slot: Tensor, tokenizer: "PreTrainedTokenizerBase"
+) -> Infill:
+    """The filled text of one row (L,) without its padding. The user's text is copied, never decoded.
+
+    A gap's content are the tokens under its slot; of a gap without one, the run of written tokens after as many fixed
+    ones as the start state had before it.
+    """
+    before = fixed.long().cumsum(0)
+    gaps: list[Filled] = []
+    text, seen = "", 1  # BOS
+    parts, spelt = page.parts, pieces(tokenizer, len(tokenizer))
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            text += part
+            seen += len(tokens_of(parts, number, tokenizer))
+            continue
+        mine = slot == page.slots[len(gaps)] if page.slots[len(gaps)] else (before == seen) & ~fixed & (slot == 0)
+        content = read_gap(tokenizer, ids[mine].tolist(), _lead(parts, number, tokenizer))
+        tokens = tuple((spelt[token] or b"").decode("utf-8", "replace") for token in ids[mine].tolist())
+        probabilities = tuple(float(p) for p in score[mine].double().exp())
+        end = len(text) + len(content)
+        gaps.append(Filled(content, len(text), end, float(score[mine].sum()), part.name, tokens, probabilities))
+        text += content
+    return Infill(text, gaps, sum(gap.score for gap in gaps))
+
+
+def infill(
+    texts: Sequence[Parts | Page],
+    *,
+    denoiser: "Denoiser",
+    process: Process,
+    tokenizer: "PreTrainedTokenizerBase",
+    specials: Specials,
+    steps: int | None = 1,
+    rule: Rule = posterior,
+    decode: Decode | None = None,
+    seed: int = 0,
+    samples: int = 1,
+    candidates: int = 1,
+) -> list[list[Infill]]:
+    """Fill every text `samples` times, jointly over its gaps. Text i's samples do not depend on what else is in the batch.
+
+    steps: turns of the loop; None for one per open token, so that each is drawn in sight of all others drawn before.
+    candidates: each sample is the likeliest whole text of as many (`Denoiser.fluency`).
+    ValueError for a text that is longer than the model reads; none grows beyond that.
+    """
+    pages = [t if isinstance(t, Page) else prepare(t, tokenizer, specials, longest=denoiser.longest) for t in texts]
+    start, constraints = _batch(pages, specials)
+    drawn = samples * candidates
+    rows = torch.arange(len(pages)).repeat_interleave(drawn)
+    # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch
+    key = Key(Key.of(seed, torch.arange(drawn).repeat(len(pages))).state ^ start.codes()[rows])
+    device = next(denoiser.parameters()).device
+    x, key = start[rows].to(device), key.to(device)
+    decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
+    found: dict[int, Infill] = {}
+    fluency = torch.zeros(len(rows), dtype=torch.float64)
+    with counting(denoiser) as calls, torch.inference_mode():
+        x = denoiser.open(x, decode, key.fold(OPEN))
+        x = process.prior(x, key.fold(PRIOR))
+        opening = calls[0]
+        for turns, mine in _clocks(x, specials, steps):
+            calls[0] = opening
+            now = x if len(mine) == len(x) else x[mine]
+            for step in sample(denoiser, process, now, steps=turns, rule=rule, decode=decode, key=key[mine]):
+                x0 = step.draw.x0  # at t = 0 the state
+            if candidates > 1:
+                fluency[mine.cpu()] = denoiser.fluency(x0).cpu()
+            read = _read(pages, x0, rows[mine.cpu()], tokenizer)
+            found |= {row: replace(result, calls=calls[0]) for row, result in zip(mine.tolist(), read, strict=True)}
+    best = (fluency.view(-1, candidates).argmax(1) + torch.arange(0, len(rows), candidates)).tolist()
+    return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
+
+
+def _clocks(x: Any, specials: Specials, steps: int | None) -> Iterator[tuple[int, Tensor]]:
+    """How many turns, and which rows take so many: each at its own clock, whatever it is batched with."""
+    if steps is not None:
+        yield steps, torch.arange(len(x))
+        return
+    rows = torch.arange(len(x), device=x.ids.device)
+    turns = (x.ids == specials.mask).sum(1).clamp(1, TURNS)
+    for count in turns.unique().tolist():
+        yield count, rows[turns == count]
+
+
+@contextmanager
+def counting(denoiser: "Denoiser") -> Iterator[list[int]]:
+    """A list with one number: how often the body of the model has run meanwhile."""
+    calls = [0]
+
+    def count(module: Any, args: Any) -> None:
+        calls[0] += 1
+
+    handle = denoiser.model.base_model.register_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _read(pages: Sequence[Page], x0: Tokens, rows: Tensor, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Infill]:
+    """The filled texts: row i of x0 is a sample of page rows[i]."""
+    x0, shifts = x0.to("cpu"), [0]
+    for page in pages:
+        shifts.append(shifts[-1] + len(page.constraints))
+    for row, number in enumerate(rows.tolist()):
+        valid = x0.valid[row]
+        ids, fixed, score, slot = (column[row][valid] for column in (x0.ids, x0.fixed, x0.score, x0.slot))
+        slot = torch.where(slot > 0, slot - shifts[number], 0)
+        yield read_result(pages[number], ids, fixed, score, slot, tokenizer)
+
+
+def read_results(
+    texts: Sequence[Parts], x0: Tokens, rows: Tensor, tokenizer: "PreTrainedTokenizerBase"
+) -> list[list[Infill]]:
+    """The filled texts: row i of x0 is a sample of text rows[i], and those of one text follow each other."""
+    pages = [Page(tidy(parts), [], (), (0,) * len(parts)) for parts in texts]
+    results: list[list[Infill]] = [[] for _ in texts]
+    for number, found in zip(rows.tolist(), _read(pages, x0, rows, tokenizer), strict=True):
+        results[number].append(found)
+    return results
+
+
+def check_size(x: Tokens, denoiser: "Denoiser") -> None:
+    """ValueError where a text is longer than the model reads."""
+    size, longest = int(x.valid.sum(1).max()), denoiser.longest
+    if longest is not None and size > longest:
+        raise ValueError(f"the text has {size} tokens, the model reads {longest}; shorten the text or split it")

@@ -1,0 +1,282 @@
+"""`pipeline("text-infilling")`: many gaps of unknown length, filled jointly, by any language model."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Pipeline
+
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, rule_of
+from textdiff.drafts import find, refine
+from textdiff.filling import Infill, Page, infill, prepare
+from textdiff.gaps import Gap, Parts, parse
+from textdiff.hub import push, save
+from textdiff.posterior import Processor
+from textdiff.scoring import rank, score, scorer
+from textdiff.stock import Route, checkpoint_route, stock_route
+
+TASK = "text-infilling"
+BATCH = 32  # texts filled at once, unless batch_size says otherwise
+SAMPLED = 0.7  # the temperature of several sequences by a model whose default is the most probable one
+_DECODE = ("temperature", "top_k", "top_p", "max_gap", "max_calls")
+_OPTIONS = (
+    *(
+        "num_return_sequences",
+        "candidates",
+        "num_steps",
+        "rule",
+        *_DECODE,
+        "seed",
+        "banned",
+        "logits_processor",
+        "on_error",
+    ),
+)
+
+
+class TextInfillingPipeline(Pipeline):
+    """Fill the gaps of texts, by a textdiff checkpoint or by any masked, encoder-decoder or causal language model.
+
+    Input: a text with gaps (`textdiff.gaps` has the language: `[GAP]`, `[GAP:2-6]`, `[GAP:name=city,1-3w]`,
+    `[GAP:yes|no]`, `[GAP:/regex/]`, or the model's own mask token), or a list of parts such as
+    `["My fellow ", Gap(), "."]`; or a list of either. Options, at construction or at the call:
+
+    num_return_sequences, seed: how many fillings, and which. candidates: of how many drawn each is the likeliest whole text.
+    num_steps: turns of the reverse process. rule: fresh, posterior, ranked, partial:RHO.
+    temperature (0: the most probable), top_k, top_p: how words are drawn.
+    max_gap: the longest content of a gap, in tokens. max_calls: texts that may be tried for each to find its gaps' lengths.
+    banned: strings that no gap may contain. logits_processor: transformers' LogitsProcessorList.
+    on_error: "raise" names the text that cannot be filled before any is; "return" fills the others, and has
+    {"error": ...} in its place. batch_size: texts at once.
+
+    Output per text: one dict per sequence, {"generated_text", "score", "calls", "named", "gaps"}; a gap is {"text", "start",
+    "end", "score", "name", "tokens", "probabilities"}. Scores are log-probabilities in nats of the words, given how many
+    there are; offsets count characters of generated_text; "calls" is how often the model was run for the batch.
+    `explain()` says which way the model fills, and why.
+    """
+
+    _load_processor = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = True
+
+    def __init__(self, *args: Any, diffusion_config: DiffusionConfig | None = None, **kwargs: Any) -> None:
+        model: Any = kwargs.get("model", args[0] if args else None)
+        path = diffusion_config or find_config(model.config._name_or_path)
+        super().__init__(*args, **kwargs)
+        if self.device.type == "cpu" and self.model.dtype in (torch.float16, torch.bfloat16):
+            self.model.float()  # the precision of the machine, not of the file
+        self.checkpoint: Checkpoint | None = None
+        if path is None:
+            self.route: Route = stock_route(self.model, self.tokenizer)
+        else:
+            config = path if isinstance(path, DiffusionConfig) else DiffusionConfig.read(path)
+            self.checkpoint = Checkpoint(self.model, self.tokenizer, config)
+            self.route = checkpoint_route(self.checkpoint)
+
+    def explain(self) -> str:
+        """Which way this model fills gaps, and why."""
+        return self.route.reason
+
+    def score(self, texts: str | Sequence[str], **options: Any) -> Any:
+        """How likely texts are by the best bound there is, see `scoring.score`. A list of texts gives a list."""
+        found = score([texts] if isinstance(texts, str) else texts, **scorer(self._need_checkpoint("score")), **options)
+        results = [asdict(result) for result in found]
+        return results[0] if isinstance(texts, str) else results
+
+    def rank(self, text: str | Parts, fillings: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
+        """Given fillings of a text with gaps, the likeliest first, see `scoring.rank`."""
+        found = rank(text, fillings, **scorer(self._need_checkpoint("rank")), **options)
+        return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """A complete checkpoint with its card (`hub.save`); of a stock model what transformers writes."""
+        if self.checkpoint is None:
+            super().save_pretrained(save_directory, **options)
+        elif options.pop("push_to_hub", False):
+            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+        else:
+            save(self.checkpoint, save_directory)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload the checkpoint with its card to the hub (`hub.push`); returns the repository's address."""
+        return push(self._need_checkpoint("push_to_hub"), repo_id, **options)
+
+    def _need_checkpoint(self, what: str) -> Checkpoint:
+        if self.checkpoint is None:
+            raise ValueError(f"{what} is for textdiff checkpoints; this model has no diffusion_config.json")
+        return self.checkpoint
+
+    def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
+        unknown = sorted(set(options) - set(_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
+        if options.get("on_error", "raise") not in ("raise", "return"):
+            raise ValueError(f"on_error {options['on_error']!r} is neither raise nor return")
+        banned = options.get("banned", ())
+        if isinstance(banned, str) or not all(banned):
+            raise ValueError(f"banned {banned!r} is not a list of strings, each with some text")
+        pre = {name: options[name] for name in ("banned",) if name in options}
+        return pre, {name: value for name, value in options.items() if name not in pre}, {}
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """See the class. A list of texts gives a list of results, a generator an iterator; a list of parts is one text."""
+        if isinstance(inputs, str) or (isinstance(inputs, Sequence) and _is_parts(inputs)):
+            return next(iter(super().__call__([_Text(inputs)], **options)))
+        options = {"batch_size": self._batch_size or BATCH, **options}
+        if isinstance(inputs, Sequence):
+            if not inputs:
+                raise ValueError("no texts to fill; give at least one")
+            return super().__call__([_Text(text) for text in inputs], **options)
+        return super().__call__((_Text(text) for text in inputs), **options)
+
+    def get_iterator(
+        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict, forward_params: dict,
+        postprocess_params: dict,
+    ) -> Any:  # fmt: skip
+        """Texts in batches of `batch_size`; gaps are no tensors, so transformers' own padding does not apply."""
+        if isinstance(inputs, Sequence):  # all are read before the first is filled: a bad one costs nothing
+            yield from self._fill([self.preprocess(t, **preprocess_params) for t in inputs], batch_size, forward_params)
+            return
+        for chunk in _chunks(inputs, batch_size):
+            yield from self._fill([self.preprocess(t, **preprocess_params) for t in chunk], batch_size, forward_params)
+
+    def preprocess(self, inputs: "_Text", banned: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+        route, text = self.route, inputs.text
+        try:
+            page = prepare(
+                parse(text, route.tokenizer.mask_token) if isinstance(text, str) else text,
+                route.tokenizer,
+                route.specials,
+                banned=tuple(banned),
+                spaced=route.spaced,
+                beside=route.beside,
+                longest=route.denoiser.longest,
+            )
+        except ValueError as error:
+            return {"error": error}
+        return {"page": page}
+
+    def _fill(self, prepared: list[dict[str, Any]], batch_size: int, params: dict[str, Any]) -> Iterator[Any]:
+        """The results of prepared texts in their order. Texts of similar length share a batch: less of it is padding."""
+        results: list[Any] = [None] * len(prepared)
+        if params.get("on_error", "raise") == "raise":
+            for number, one in enumerate(prepared):
+                if "error" in one:
+                    raise _named(one["error"], number, len(prepared))
+        for number, one in enumerate(prepared):
+            results[number] = one.get("error")
+        good = sorted(
+            (n for n, one in enumerate(prepared) if "page" in one), key=lambda n: len(prepared[n]["page"].row)
+        )
+        for begin in range(0, len(good), batch_size):
+            mine = good[begin : begin + batch_size]
+            for number, result in zip(mine, self._attempt([prepared[n]["page"] for n in mine], params), strict=True):
+                if isinstance(result, ValueError) and params.get("on_error", "raise") == "raise":
+                    raise _named(result, number, len(prepared))
+                results[number] = result
+        for result in results:
+            yield self.postprocess({"filled": result})
+
+    def _attempt(self, pages: list[Page], params: dict[str, Any]) -> list[Any]:
+        """What each page becomes; where the batch cannot be filled, each alone, so that one loses none of the others."""
+        try:
+            return list(self.forward({"pages": pages}, **params)["filled"])
+        except ValueError as error:
+            if len(pages) == 1:
+                return [error]
+        return [result for page in pages for result in self._attempt([page], params)]
+
+    def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
+        return {"filled": infill(inputs["pages"], **self._sampling(options), **self._tools())}
+
+    def postprocess(self, outputs: dict[str, Any]) -> Any:
+        filled = outputs["filled"]
+        return [{"error": str(filled)}] if isinstance(filled, ValueError) else [as_dict(result) for result in filled]
+
+    def _tools(self) -> dict[str, Any]:
+        route = self.route
+        return {
+            "denoiser": route.denoiser,
+            "process": route.process,
+            "tokenizer": route.tokenizer,
+            "specials": route.specials,
+        }
+
+    def _sampling(self, options: dict[str, Any]) -> dict[str, Any]:
+        """How to sample: what was asked for, and of the rest what the model's way of filling says."""
+        route, samples = self.route, options.get("num_return_sequences", 1)
+        if samples < 1:
+            raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
+        candidates = options.get("candidates", route.candidates)
+        if candidates < 1:
+            raise ValueError(f"candidates {candidates} is not positive; 1 takes each filling as it is drawn")
+        chosen: dict[str, Any] = {name: options[name] for name in _DECODE if name in options}
+        if samples > 1 and route.decode.temperature == 0:
+            chosen = {"temperature": SAMPLED, **chosen}
+        processors: Sequence[Processor] = options.get("logits_processor") or ()
+        steps = options.get("num_steps", route.steps)
+        if steps is not None and steps < 1:
+            raise ValueError(f"num_steps {steps} is not positive; 1 fills everything at once")
+        return {
+            "steps": steps,
+            "rule": rule_of(options.get("rule", route.rule)),
+            "decode": replace(route.decode, **chosen, processors=tuple(processors)),
+            "seed": options.get("seed", 0),
+            "samples": samples,
+            "candidates": candidates,
+        }
+
+    def refine(self, texts: str | Sequence[str], t: float, keep: Sequence[str] = (), **options: Any) -> list[Any]:
+        """Rewrite drafts from noise level t in (0, 1]: small t changes little. `keep`: phrases that stay as they are.
+
+        Options and output are those of a call, in 16 steps unless num_steps says otherwise; "gaps" are the stretches that
+        were free to change. A list of texts gives a list of results.
+        """
+        _, options, _ = self._sanitize_parameters(**options)
+        drafts = [texts] if isinstance(texts, str) else list(texts)
+        spans = [find(text, [phrase for phrase in keep if len(drafts) == 1 or phrase in text]) for text in drafts]
+        chosen = self._sampling({"num_steps": 16, **options})
+        del chosen["candidates"]
+        results = [[as_dict(r) for r in found] for found in refine(drafts, t, keep=spans, **chosen, **self._tools())]
+        return results[0] if isinstance(texts, str) else results
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text as given; in a class of its own, so that transformers does not take a list of parts for anything else."""
+
+    text: str | Parts
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of up to `size` items, until there are none left."""
+    source = iter(items)
+    while chunk := list(islice(source, size)):
+        yield chunk
+
+
+def _named(error: ValueError, number: int, total: int) -> ValueError:
+    """The error with the number of its text, where there are several."""
+    return error if total == 1 else ValueError(f"text {number + 1} of {total}: {error}")
+
+
+def as_dict(result: Infill) -> dict[str, Any]:
+    """A filled text as plain data."""
+    gaps = [{**vars(gap), "tokens": list(gap.tokens), "probabilities": list(gap.probabilities)} for gap in result.gaps]
+    named = {gap.name: gap.text for gap in result.gaps if gap.name is not None}
+    return {
+        "generated_text": result.text,
+        "score": result.score,
+        "calls": result.calls,
+        "named": named,
+        "gaps": gaps,
+    }
+
+
+def _is_parts(inputs: Sequence[Any]) -> bool:
+    """A list with a Gap object in it is the parts of one text; a list of strings is several texts."""
+    return any(isinstance(part, Gap) for part in inputs)

@@ -1,0 +1,138 @@
+"""Which way a model fills gaps, and why: one a textdiff checkpoint names, or the one its kind of stock model has.
+
+masked language model        lengths by search, then one word after the other, the surest first
+encoder-decoder, sentinels   T5: <extra_id_0> ... <extra_id_1> ...
+encoder-decoder, <mask>      BART: rewrites the text; its law given the user's words, by sequential Monte Carlo
+causal, fill-in-the-middle   prefix, suffix, middle
+causal                       its own law given the words to the right, by sequential Monte Carlo
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from textdiff.checkpoint import Checkpoint
+from textdiff.denoiser import Continuing, Denoiser, Middle, Parallel, Sentinels, fim_tokens, sentinel_ids
+from textdiff.leak import looks_ahead, need_bidirectional
+from textdiff.posterior import Decode
+from textdiff.process import Deletion, Masking, Process
+from textdiff.tokenizer import stock_specials
+from textdiff.tokens import Specials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_GAP = 24  # tokens that a stock model writes into one gap, unless more are asked for
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a model fills: what `infill` needs, its defaults, and the reason in words.
+
+    spaced, beside: see `prepare`. candidates: see `infill`.
+    """
+
+    denoiser: Denoiser
+    process: Process
+    tokenizer: "PreTrainedTokenizerBase"
+    specials: Specials
+    steps: int | None
+    rule: str
+    decode: Decode
+    spaced: bool
+    reason: str
+    beside: bool = False
+    candidates: int = 1
+
+
+def checkpoint_route(checkpoint: Checkpoint) -> Route:
+    """The way that a `diffusion_config.json` names."""
+    tokenizer = checkpoint.tokenizer
+    tokenizer.split_special_tokens = True  # user text that spells a special token stays text
+    config, tools = checkpoint.config, checkpoint.tools()
+    reason = (
+        f"diffusion_config.json: {config.denoiser} denoiser, process {config.process}, rule {config.rule}, "
+        f"{config.num_steps} steps"
+    )
+    return Route(
+        tools["denoiser"], tools["process"], tokenizer, tools["specials"], config.num_steps, config.rule, config.decode(),
+        checkpoint.config.num_steps == 1 or not tools["specials"].lengths, reason, candidates=config.candidates,
+    )  # fmt: skip
+
+
+def stock_route(model: Any, tokenizer: "PreTrainedTokenizerBase") -> Route:
+    """The way of a stock model. ValueError, with the reason, for one that cannot fill gaps. The tokenizer stays as it is."""
+    if tokenizer is None:
+        raise ValueError("the model has no tokenizer; name one by tokenizer=")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.split_special_tokens = True  # what the user writes is text, whatever it spells
+    ids, name = stock_specials(tokenizer, model), type(model).__name__
+    kind = _kind(model, name)
+    if kind == "seq2seq":
+        return _seq2seq(model, tokenizer, ids, name)
+    if kind == "masked":
+        if ids.mask >= ids.size:
+            raise ValueError(f"{name} has no mask token in its tokenizer; give the tokenizer it was trained with")
+        if not looks_ahead(model):
+            raise ValueError(f"{name} does not read what stands right of a gap, on {model.device}; try another model")
+        reason = f"{name} is a masked language model: lengths by search, words in turn, the surest first"
+        return _words(Parallel(model.eval(), ids), tokenizer, ids, reason)
+    return _causal(model, tokenizer, ids, name)
+
+
+def _kind(model: Any, name: str) -> str:
+    """seq2seq, masked or causal."""
+    from transformers.models.auto import modeling_auto as auto
+
+    def among(mapping: Any) -> bool:
+        names = (entry if isinstance(entry, tuple) else (entry,) for entry in mapping.values())
+        return any(name in entry for entry in names)
+
+    if among(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
+        if model.config.is_encoder_decoder:
+            return "seq2seq"
+        return "causal"  # speech models: a decoder that reads sound as tokens, or text alone
+    if among(auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES):
+        return "masked"
+    if among(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        return "causal"
+    raise ValueError(
+        f"{name} cannot fill gaps: it has no language-model head; load the weights with AutoModelForMaskedLM, "
+        "AutoModelForSeq2SeqLM or AutoModelForCausalLM"
+    )
+
+
+def _words(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Route:
+    """Every open token has a turn of its own."""
+    decode = Decode(temperature=0.0, max_gap=MAX_GAP)
+    return Route(denoiser, Masking(ids, counts=True), tokenizer, ids, None, "ranked", decode, True, reason, beside=True)
+
+
+def _gaps(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Route:
+    """All gaps are written in one turn, word by word."""
+    decode = Decode(temperature=0.0, max_gap=MAX_GAP)
+    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason)
+
+
+def _seq2seq(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
+    sentinels = sentinel_ids(tokenizer)
+    if sentinels:
+        reason = f"{name} has sentinels: the encoder reads the text, the decoder writes all gaps in order"
+        return _gaps(Sentinels(model.eval(), ids, sentinels), tokenizer, ids, reason)
+    if ids.mask < ids.size:
+        reason = f"{name} reads a mask per gap and rewrites the text: continuations weighed by the words to their right"
+        return _gaps(Continuing(model.eval(), ids), tokenizer, ids, reason)
+    raise ValueError(f"{name} cannot fill gaps: its tokenizer has neither <extra_id_0> nor a mask token")
+
+
+def _causal(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
+    if getattr(model.config, "is_causal", True) is False and ids.mask < ids.size:
+        need_bidirectional(model)
+        reason = f"{name} sees both sides (is_causal is false): lengths by search, words in turn, the surest first"
+        return _words(Parallel(model.eval(), ids), tokenizer, ids, reason)
+    marks = fim_tokens(tokenizer)
+    if marks is not None:
+        reason = f"{name} has fill-in-the-middle tokens: each gap is written in sight of what follows"
+        return _gaps(Middle(model.eval(), ids, marks), tokenizer, ids, reason)
+    reason = f"{name} reads from left to right: continuations weighed by the words to their right"
+    return _gaps(Continuing(model.eval(), ids), tokenizer, ids, reason)
