@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table digits test test-all lint bench clean
+.PHONY: help demo table digits test test-all test-long lint bench clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,10 +35,13 @@ digits: .venv/.ready  ## train on images by Gaussian noise and by blur (about fi
 	$(BIN)/textdiff evaluate runs/digits runs/digits-blur
 
 test: .venv/.ready  ## run the tests, without the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not long" -n auto --dist loadfile
 
 test-all: .venv/.ready  ## run every test
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not long" -n auto --dist loadfile
+
+test-long: .venv/.ready  ## fill 100,000 random texts by tiny models of every kind, and check what is promised (TEXTDIFF_CASES=n: another number)
+	$(BIN)/python -m pytest -m long -n auto
 
 lint: .venv/.ready  ## check style, format and types
 	$(BIN)/ruff check .

@@ -5,5 +5,31 @@ Nothing is looked up on a network.
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Cases that take seconds while others like them are quick: slow, like tests that say so themselves.
+SECONDS = (
+    "test_trainer.py::test_two_processes_are_one",
+    "test_stock_continuing.py::test_two_gaps_have_the_joint_law",
+    "test_stock_continuing.py::test_a_text_that_ends_in_a_gap_ends_where_the_model_ends_it",
+    "test_stock_continuing.py::test_one_gap_has_the_models_law_given_the_text_on_both_sides[2]",
+    "test_edit.py::test_consistency[coming-partial-aligned]",
+    "test_edit.py::test_inconsistency_is_noticed[Stubborn-True]",
+    "test_checkpoint.py::test_plain_transformers_opens_it",
+    "test_contract.py::test_it_is_gradual[Edit]",
+    "test_identities.py::test_a_perfect_denoiser_samples_all_texts[mixture-partial-2]",
+    "test_identities.py::test_a_perfect_denoiser_samples_all_texts[edit-partial-2]",
+    "test_alignment.py::test_a_perfect_denoiser_samples_the_data[bare-aligned-lengths-partial-2]",
+    "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-posterior]",
+    "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-rho]",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them before `-m` chooses."""
+    for item in items:
+        if item.nodeid.endswith(SECONDS):
+            item.add_marker(pytest.mark.slow)

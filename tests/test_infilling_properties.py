@@ -1,0 +1,265 @@
+r"""What a filled text promises, whatever the text, the gaps, the model and the way it fills.
+
+    fixed text      comes back byte for byte, and offsets cut out the gaps
+    gaps            keep what was asked (tokens, words, choices, pattern, banned strings) and hold no special token
+    randomness      a text's filling depends on its seed alone, not on what it is filled with, nor on padding
+
+Texts are of any script, with white space, control characters, combining marks, and whatever spells a special token.
+"""
+
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from stock import PATHS, filler
+
+from textdiff.gaps import Gap, Parts, parse, tidy
+
+TEXTS = 12  # filled by one call
+CASES = 2_000  # of all paths together
+MANY = int(os.environ.get("TEXTDIFF_CASES", "100000"))  # in the long form
+SHARE = 0.15  # of texts that may be refused, each for a reason in REASONS
+REASONS = [
+    r"two gaps touch; put text between them",
+    r"this tokenizer has no tokens that spell a text with ",
+    r"nothing of (exactly|up to) \d+ tokens fits ",
+    r"no text keeps .* all at once; ask for less",
+    r"\d+ gaps, and this model marks \d+ at most",
+    r"no number of tokens .* fits what is asked of a gap",
+    r"no text of up to \d+ tokens keeps what is asked",
+]
+LITERALS = """[MASK] [CLS] [SEP] [PAD] [UNK] <mask> <s> </s> <pad> <unk> <extra_id_0> <extra_id_7> <|endoftext|> <fim_middle>
+    <|mdm_mask|> [GAP] [GAP:2] \\[GAP] [GAP [FILL] [END] [BOS] <|2|> <0x0A> ##s ▁ \\ \\\\ ] | /""".split()
+BLOCKS = [
+    (0x20, 0x7E),
+    (0, 0x1F),
+    (0x300, 0x36F),
+    (0x590, 0x6FF),
+    (0x2000, 0x206F),
+    (0x4E00, 0x9FFF),
+    (0x1F300, 0x1F6FF),
+]
+PATTERNS = (r"[a-z]+", r"[0-9]{1,2}", r"(red|green)( wine)?", r"[A-Z]?[a-z ]*", r".{0,6}", r"o|n|on( no)*", r"[^/]+")
+WORDS = ("red", "green", "yes", "no", "maybe", "the people", "1787-09", "We", "don't", "union.")
+ODD = ("日本", "naïve", "a|b", "[GAP]", "a,b]", "x/y", " in", "1|2", "\\", "[MASK]", "</s>")
+RULES = ("posterior", "fresh", "ranked", "partial:0.3")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Texts that are filled by one call, and how."""
+
+    texts: tuple[tuple[str | Gap, ...], ...]
+    options: dict[str, Any]
+    odd: int  # which of them is filled alone, too
+
+
+def texts() -> st.SearchStrategy[str]:
+    wild = st.text(st.one_of(*(st.characters(min_codepoint=a, max_codepoint=b) for a, b in BLOCKS)), max_size=6)
+    anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+    piece = st.one_of(
+        wild, st.sampled_from(WORDS), st.sampled_from(LITERALS), st.sampled_from(" \n\t\u00a0\u3000"), anything
+    )
+    plain = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
+    return st.one_of(plain, st.lists(piece, min_size=1, max_size=4).map("".join))
+
+
+@st.composite
+def gaps(draw: st.DrawFn, name: str | None) -> Gap:
+    kind = draw(st.sampled_from("free free known tokens words choices pattern".split()))
+    low, more = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    few = draw(st.sampled_from([(low, max(low + more, 1)), (low, None), (None, low + 1)]))
+    if kind == "free":
+        return Gap(name=name)
+    if kind == "known":
+        return Gap.of(low + 1, name)
+    if kind == "choices":
+        chosen = draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3))
+        return Gap(name=name, choices=(*chosen, *draw(st.lists(st.sampled_from(ODD), max_size=1))))
+    if kind == "pattern":
+        return Gap(name=name, pattern=draw(st.sampled_from(PATTERNS)))
+    return Gap(*few, unit="words" if kind == "words" else "tokens", name=name)
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> tuple[str | Gap, ...]:
+    """Text and gaps by turns; a gap may begin it and end it, and gaps of known length may touch."""
+    made: list[str | Gap] = [draw(texts())] if draw(st.booleans()) else []
+    count = draw(st.sampled_from([1, 1, 1, 2, 2, 3]))
+    for number in range(count):
+        made.append(draw(gaps(f"n{number}" if draw(st.booleans()) else None)))
+        if number + 1 < count or draw(st.booleans()):
+            made.append(draw(texts()) + draw(st.sampled_from(["", " ", " "])))
+    space = draw(st.sampled_from(["", " ", " "]))
+    made = [f"{part}{space}" if isinstance(part, str) and number == 0 else part for number, part in enumerate(made)]
+    return tuple(made)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    options = {
+        "seed": draw(st.integers(0, 1 << 32)),
+        "temperature": draw(st.sampled_from([0.0, 0.7, 1.0])),
+        "max_gap": draw(st.integers(1, 5)),
+        "max_calls": draw(st.sampled_from([4, 12, 64])),
+        "rule": draw(st.sampled_from(RULES)),
+        "num_return_sequences": draw(st.sampled_from([1, 1, 1, 2])),
+    }
+    options |= draw(st.sampled_from([{}, {"num_steps": 1}, {"num_steps": 3}]))
+    options |= draw(
+        st.sampled_from(
+            [{}, {}, {}, {"banned": ["e"]}, {"banned": ["[MASK]", "the", " n"]}, {"top_k": 5}, {"top_p": 0.5}]
+        )
+    )
+    return Case(tuple(draw(parts()) for _ in range(TEXTS)), options, draw(st.integers(0, TEXTS - 1)))
+
+
+# ------------------------------------------------------------------------------------------------- as one string
+
+
+def written(whole: Parts, mask: str | None) -> str | None:
+    """The same text in the language of strings; None where that cannot say it."""
+    text = ""
+    for part in whole:
+        if isinstance(part, str):
+            marks = re.compile("|".join([r"\[GAP(?![\w-])", *([re.escape(mask)] if mask else [])]))
+            text += marks.sub(lambda m: "\\" + m[0], part)
+        elif text.endswith("\\"):
+            return None
+        else:
+            text += _gap(part)
+    return text if _said(text, mask) == tidy(whole) else None
+
+
+def _said(text: str, mask: str | None) -> list[str | Gap] | None:
+    try:
+        return parse(text, mask)
+    except ValueError:  # a mask token that two parts spell together
+        return None
+
+
+def _gap(gap: Gap) -> str:
+    said = [f"name={gap.name}"] if gap.name else []
+    if gap.pattern is not None:
+        said.append("/" + gap.pattern.replace("/", "\\/") + "/")
+    if gap.choices:
+        escaped = [re.sub(r"([\\|,\]\[/])", r"\\\1", choice) for choice in gap.choices]
+        said.append("|".join(escaped if len(escaped) > 1 else escaped * 2))
+    if gap.min is not None or gap.max is not None:
+        low, high = ("" if n is None else str(n) for n in (gap.min, gap.max))
+        said.append((low if low == high else f"{low}-{high}") + ("w" if gap.unit == "words" else ""))
+    return f"[GAP{':' if said else ''}{','.join(said)}]"
+
+
+# ------------------------------------------------------------------------------------------------- what is promised
+
+
+def assert_kept(gap: Gap, found: dict[str, Any], options: dict[str, Any], once: bool) -> None:
+    """What was asked of a gap, of its text and its tokens; `once`: its length was decided in one step."""
+    count, text, words = len(found["tokens"]), found["text"], len(found["text"].split())
+    if gap.unit == "tokens":
+        assert (gap.min or 0) <= count and (gap.max is None or count <= gap.max), (gap, found)
+    else:
+        assert (gap.min or 0) <= words and (gap.max is None or words <= gap.max), (gap, found)
+    if gap.free and once:
+        assert count <= options["max_gap"], (gap, found)
+    assert not gap.choices or text in gap.choices, (gap, found)
+    assert gap.pattern is None or re.fullmatch(gap.pattern, text), (gap, found)
+    assert not any(string in text for string in options.get("banned", ())), (gap, found)
+    assert found["name"] == gap.name
+
+
+def assert_promises(
+    whole: Parts, result: dict[str, Any], options: dict[str, Any], special: set[str], once: bool
+) -> None:
+    text, end, found = result["generated_text"], 0, iter(result["gaps"])
+    for part in tidy(whole):
+        if isinstance(part, str):
+            assert text[end : end + len(part)].encode() == part.encode(), (whole, text)
+            end += len(part)
+            continue
+        gap = next(found)
+        assert gap["start"] == end and text[gap["start"] : gap["end"]] == gap["text"], (whole, gap)
+        end = gap["end"]
+        assert_kept(part, gap, options, once)
+        assert not special & {*gap["tokens"]} and "" not in gap["tokens"], gap  # special tokens spell nothing
+        assert len(gap["probabilities"]) == len(gap["tokens"]) and all(0 <= p <= 1 for p in gap["probabilities"]), gap
+        assert gap["score"] <= 1e-6
+    assert end == len(text) and next(found, None) is None
+    assert result["named"] == {gap["name"]: gap["text"] for gap in result["gaps"] if gap["name"]}
+
+
+def same(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """Two fillings of one text: the same words; scores to what float32 keeps."""
+    for left, right in zip(one, other, strict=True):
+        assert left.keys() == right.keys(), (left, right)
+        if "error" in left:
+            assert left == right
+            continue
+        assert left["generated_text"] == right["generated_text"], (left, right)
+        assert [gap["tokens"] for gap in left["gaps"]] == [gap["tokens"] for gap in right["gaps"]]
+        assert left["score"] == pytest.approx(right["score"], abs=1e-4)
+
+
+def check(path: str, case: Case, tally: Counter[str]) -> None:
+    fill = filler(path)
+    special, mask = {*fill.route.tokenizer.all_special_tokens}, fill.route.tokenizer.mask_token
+    once = fill.route.spaced or case.options.get("num_steps", fill.route.steps) == 1
+    said = [written(whole, mask) if number % 2 else None for number, whole in enumerate(case.texts)]
+    given = [list(whole) if text is None else text for text, whole in zip(said, case.texts, strict=True)]
+    results = fill(given, on_error="return", **case.options)
+    for whole, result in zip(case.texts, results, strict=True):
+        tally["texts"] += 1
+        if "error" in result[0]:
+            reason = result[0]["error"]
+            assert "\n" not in reason and any(re.search(known, reason) for known in REASONS), (whole, reason)
+            tally["refused"] += 1
+            continue
+        assert len(result) == case.options["num_return_sequences"]
+        for filled in result:
+            assert_promises(whole, filled, case.options, special, once)
+    # one of them alone, as parts; the others without it, the other way round and in smaller batches
+    rest = [number for number in reversed(range(TEXTS)) if number != case.odd]
+    again = fill([list(case.texts[n]) for n in rest], on_error="return", batch_size=6, **case.options)
+    alone = fill([list(case.texts[case.odd])], on_error="return", **case.options)
+    for number, result in zip([*rest, case.odd], [*again, *alone], strict=True):
+        same(results[number], result)
+
+
+def run(path: str, cases_in_all: int, **how: Any) -> Counter[str]:
+    tally: Counter[str] = Counter()
+    examples = max(1, round(cases_in_all / len(PATHS) / TEXTS))
+
+    # a failure names its text; a smaller one would take hundreds of calls to find
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=[*HealthCheck],
+        **how,
+    )
+    @given(cases())
+    def of(case: Case) -> None:
+        check(path, case, tally)
+
+    of()
+    print(f"{path}: {tally['texts']} texts, {tally['refused']} refused")
+    assert tally["refused"] <= SHARE * tally["texts"]
+    return tally
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_promises(path: str) -> None:
+    run(path, CASES, derandomize=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", PATHS)
+def test_promises_at_length(path: str) -> None:
+    run(path, MANY, print_blob=True)
