@@ -90,13 +90,15 @@ class Autoregressive(Denoiser):
         return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
 
     def fluency(self, x0: Tokens) -> Tensor:
-        """log p of each text as running text, which a causal model learns where it is trained with `context`."""
+        """log p of the words given, in the text as it is now, which a causal model learns where trained with `context`; and
+        the mean over each stretch written of log p of its words: their sum would prefer short ones."""
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
         known = x0.joined().roll(1, 1)
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
         score = logits.double().log_softmax(-1).gather(1, x0.ids[row, column][:, None])[:, 0]
+        score = score / _run_sizes(x0, x0.valid & ~x0.fixed)[row, column]
         return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
@@ -273,6 +275,13 @@ def _run_starts(x: Tokens, mask: Tensor) -> Tensor:
     continues = torch.zeros_like(mask)
     continues[:, 1:] = mask[:, :-1] & (x.doc[:, 1:] == x.doc[:, :-1])
     return mask & ~continues
+
+
+def _run_sizes(x: Tokens, mask: Tensor) -> Tensor:
+    """(B, L) how many elements the run of `mask` has that each belongs to; 1 outside of runs."""
+    number = _run_starts(x, mask).long().cumsum(1) * mask
+    sizes = torch.zeros_like(number).scatter_add(1, number, torch.ones_like(number))
+    return sizes.gather(1, number).masked_fill(~mask, 1)
 
 
 def _first(x: Tokens) -> Tensor:

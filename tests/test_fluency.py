@@ -1,0 +1,72 @@
+"""Several fillings of a text, of which the most fluent is given."""
+
+import pytest
+import torch
+from tiny import tiny_checkpoint
+
+from textdiff.checkpoint import Checkpoint
+from textdiff.filling import infill, start_state
+from textdiff.gaps import parse
+from textdiff.posterior import Decode
+from textdiff.scoring import filled_state
+from textdiff.tokens import Tokens, concatenate
+
+TEXT = "We [GAP] people, [GAP] more perfect union."
+FILLINGS = [("the", "a"), ("go on and", "of the"), ("are the people of the", "a")]
+
+
+@pytest.fixture(scope="module")
+def made() -> Checkpoint:
+    """The weights are made larger: as they are drawn, every word is as likely as another."""
+    checkpoint = tiny_checkpoint("autoregressive", max_gap=4, num_steps=1, process="deletion")
+    with torch.no_grad():
+        for weights in checkpoint.model.parameters():
+            weights.mul_(3 if weights.dim() > 1 else 1)
+    return checkpoint
+
+
+def by_hand(checkpoint: Checkpoint, x0: Tokens) -> float:
+    """One text (1, L) by the stock model alone, word for word."""
+    logits = checkpoint.model(input_ids=x0.ids).logits[0].double()
+    logits[:, checkpoint.specials.not_text] = -torch.inf
+    law, total, run = logits.log_softmax(-1), 0.0, []
+    for column in range(1, x0.ids.shape[1]):
+        score = float(law[column - 1, x0.ids[0, column]].detach())
+        if x0.fixed[0, column]:
+            total, run = total + score + (sum(run) / len(run) if run else 0.0), []
+        else:
+            run.append(score)
+    return total
+
+
+@torch.no_grad()
+def test_given_words_count_whole_and_written_ones_by_their_mean(made: Checkpoint) -> None:
+    tools = made.tools()
+    rows = [filled_state(parse(TEXT), filling, made.tokenizer, made.specials) for filling in FILLINGS]
+    found = tools["denoiser"].fluency(concatenate(rows, made.specials.pad))
+    expected = torch.tensor([by_hand(made, row) for row in rows], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    whole = [float(tools["denoiser"].fluency(row.with_(fixed=row.valid))) for row in rows]
+    assert not torch.allclose(
+        expected, torch.tensor(whole, dtype=torch.float64)
+    )  # as running text it is another figure
+
+
+def test_the_most_fluent_of_the_candidates_is_given(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = made.tools() | {"tokenizer": made.tokenizer}
+    # any figure would do; here the fullest text is called the most fluent
+    monkeypatch.setattr(tools["denoiser"], "fluency", lambda x0: x0.valid.sum(1).double())
+    decode = Decode(max_gap=4)
+    found = infill([parse(TEXT)], samples=2, candidates=8, seed=1, decode=decode, **tools)[0]
+    pool = infill([parse(TEXT)], samples=16, seed=1, decode=decode, **tools)[0]
+    for number, best in enumerate(found):
+        sizes = [sum(len(gap.tokens) for gap in one.gaps) for one in pool[8 * number : 8 * number + 8]]
+        assert len({*sizes}) > 1
+        assert best.text == pool[8 * number + sizes.index(max(sizes))].text
+
+
+def test_models_that_cannot_compare_say_so() -> None:
+    other = tiny_checkpoint("parallel")
+    state = start_state([parse("We [GAP].")], other.tokenizer, other.specials)
+    with pytest.raises(ValueError, match="leave candidates at 1"):
+        other.tools()["denoiser"].fluency(state)
