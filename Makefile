@@ -18,9 +18,9 @@ define TRAIN_BOTH
 	first=$$?; wait $$! || { tail -n 3 runs/$(1).out; exit 1; }; exit $$first
 endef
 
-demo: .venv/.ready  ## train two small models (about five minutes on two cores), then fill gaps with both
-	$(call TRAIN_BOTH,demo,demo-autoregressive,4.5)
-	@for model in runs/demo runs/demo-autoregressive; do echo; echo "$$model fills:"; printf '%s\n' \
+demo: .venv/.ready  ## train one model from scratch and the one in the package further (five minutes on two cores), fill gaps with both
+	$(call TRAIN_BOTH,demo,demo-box,4.5)
+	@for model in runs/demo runs/demo-box; do echo; echo "$$model fills:"; printf '%s\n' \
 		"My fellow [GAP], the state of our union is [GAP]." "We must [GAP] the economy." \
 		"I ask the Congress to [GAP] this year." \
 		| $(BIN)/textdiff infill $$model --num-return-sequences 3; done
