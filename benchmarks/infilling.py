@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy import stats
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 from textdiff.checkpoint import load
@@ -32,6 +33,7 @@ from textdiff.tokenizer import encode
 
 BATCH = 25  # texts at once where time is not taken
 WORD = re.compile(r"\S+")
+IN_TURN, OURS = "fill-mask, a call for each gap in turn", "ours, surest first, lengths by oracle"
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,30 @@ def spans(count: int, words: tuple[int, int], known: Callable[[str], bool], tota
     return found
 
 
+def in_a_row(count: int, known: Callable[[str], bool], total: int, seed: int) -> list[Text]:
+    """The same with `count` words next to each other, a gap for each."""
+    found = spans(1, (count, count), lambda words: all(map(known, words.split())), total, seed)
+    return [
+        Text((t.fixed[0], *[" "] * (count - 1), t.fixed[1]), tuple(t.answers[0].split()))
+        for t in found
+        if len(t.answers[0].split()) == count
+    ]
+
+
 def sets_of(tokenizer: Any, total: int) -> dict[str, list[Text]]:
     """The sets of texts by name."""
     texts = list(load_texts("data/sotu", "test")["text"])
     one, some = (gap_cases(texts, total, words=words, seed=0) for words in ((1, 1), (1, 5)))
+
+    def single(word: str) -> bool:
+        return len(encode(tokenizer, " " + word)) == 1
+
     return {
         "one word": [Text((case.left, case.right), (case.answer,)) for case in one],
         "1-5 words": [Text((case.left, case.right), (case.answer,)) for case in some],
         "two gaps of 1-3 words": spans(2, (1, 3), bool, total, 1),
-        "four masks": spans(4, (1, 1), lambda word: len(encode(tokenizer, " " + word)) == 1, total, 2),
+        "four masks": spans(4, (1, 1), single, total, 2),
+        "four masks in a row": in_a_row(4, single, total, 3),
     }
 
 
@@ -194,17 +211,15 @@ def run(route: Route, texts: Sequence[Parts], **changes: Any) -> tuple[list[list
 
 def methods_of(mask: Mask, path: str, writer: str | None, name: str) -> list[Method]:
     """What is compared on a set."""
-    one = name in ("one word", "four masks")
+    four = name.startswith("four masks")
     found = [Method("fill-mask, one call, one mask a gap", mask.one_mask)]
-    if name != "four masks":
+    if not four:
         found.append(Method("fill-mask, one call, masks by oracle", mask.oracle_masks))
-    if name in ("two gaps of 1-3 words", "four masks"):
-        found.append(
-            Method("fill-mask, a call for each gap in turn" + ("" if one else ", masks by oracle"), mask.gap_by_gap)
-        )
+    if name == "two gaps of 1-3 words" or four:
+        found.append(Method(IN_TURN + ("" if four else ", masks by oracle"), mask.gap_by_gap))
     found.append(Method("left to right, lengths by oracle", mask.left_to_right))
-    found.append(Method("ours, surest first, lengths by oracle", mask.ours(True)))
-    if name == "four masks":
+    found.append(Method(OURS, mask.ours(True)))
+    if four:
         return found
     found.append(Method("ours, lengths by search", mask.ours(False)))
     if (Path(path) / "diffusion_config.json").exists():
@@ -241,6 +256,14 @@ def scored(texts: Sequence[Text], given: list[list[str]]) -> dict[str, Any]:
         "f1": statistics.mean(f1(a, g) for a, g in pairs), "length_error": score.length_error,
         "texts": len(texts), "whole": all_right.exact, "whole_interval": [all_right.low, all_right.high],
     }  # fmt: skip
+
+
+def against(texts: Sequence[Text], ours: list[list[str]], theirs: list[list[str]]) -> str:
+    """How many gaps one way alone gets right, and the chance of so uneven a count where neither is better (sign test)."""
+    answers = [a for text in texts for a in text.answers]
+    right = [[a.strip() == g.strip() for a, g in zip(answers, sum(way, []), strict=True)] for way in (ours, theirs)]
+    won, lost = (sum(a and not b for a, b in zip(*pair, strict=True)) for pair in (right, right[::-1]))
+    return f"{won} against {lost}, p = {stats.binomtest(won, won + lost).pvalue:.2g}" if won + lost else "0 against 0"
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
@@ -292,6 +315,7 @@ def main() -> None:
     parser.add_argument("--writer", help="folder of an autoregressive checkpoint of this library")
     parser.add_argument("--cases", type=int, default=500, help="texts in each set")
     parser.add_argument("--timed", type=int, default=40, help="of these, how many are timed")
+    parser.add_argument("--only", help="one set of texts alone, such as 'four masks in a row'")
     parser.add_argument("--json", help="file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -299,6 +323,8 @@ def main() -> None:
     figures: dict[str, Any] = {}
     print(HEAD + "\n|" + "---|" * 8, flush=True)
     for name, texts in sets_of(mask.route.tokenizer, options.cases).items():
+        if options.only not in (None, name):
+            continue
         methods = methods_of(mask, options.model, options.writer, name)
         for method in methods:
             method.fill(texts[:1])
@@ -307,9 +333,13 @@ def main() -> None:
         given = {f"always {common!r}": [[common] * len(text.answers) for text in texts]}
         figures[name] = {floor: scored(texts, found) for floor, found in given.items()}
         for method in methods:
-            figures[name][method.name] = scored(texts, method.fill(texts)[0]) | cost[method.name]
+            given[method.name] = method.fill(texts)[0]
+            figures[name][method.name] = scored(texts, given[method.name]) | cost[method.name]
         for method_name, found in figures[name].items():
             print(row(f"{name} ({len(texts)})", method_name, found), flush=True)
+        if name.startswith("four masks"):
+            counts = against(texts, given[OURS], given[IN_TURN])
+            print(f"{name}, right by ours alone against by fill-mask in turn alone: {counts}")
         if options.json:
             Path(options.json).write_text(json.dumps(figures, indent=1) + "\n")
 
