@@ -25,6 +25,8 @@ from textdiff.denoiser.words import one_by_one, own
 from textdiff.posterior import Decode, Posterior, draw_tokens
 from textdiff.tokens import Specials, Tokens
 
+BREVITY = 0.1  # of a filling's sum of log-probabilities, beside their mean (benchmarks/fillings.py)
+
 
 class Events(NamedTuple):
     """What a model is fed after xt or beside it, in order, right-padded; every field (B, C).
@@ -90,15 +92,20 @@ class Autoregressive(Denoiser):
         return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
 
     def fluency(self, x0: Tokens) -> Tensor:
-        """log p of the words given, in the text as it is now, which a causal model learns where trained with `context`; and
-        the mean over each stretch written of log p of its words: their sum would prefer short ones."""
+        """log p of the words given, in the text as it is now, which a causal model learns where trained with `context`.
+
+        Of each stretch written the mean of log p of its words counts, with a tenth of the sum: the sum alone would prefer
+        short ones, the mean alone long ones.
+        """
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
         known = x0.joined().roll(1, 1)
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
         score = logits.double().log_softmax(-1).gather(1, x0.ids[row, column][:, None])[:, 0]
-        score = score / _run_sizes(x0, x0.valid & ~x0.fixed)[row, column]
+        written = x0.valid & ~x0.fixed
+        weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
+        score = score * weight[row, column]
         return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
