@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
     found = load(arguments.run)
     found.model.to(torch.float16)
-    found.config = replace(found.config, temperature=0.7, top_p=0.9, max_gap=24, candidates=8)
+    found.config = replace(found.config, temperature=0.7, top_p=0.9, max_gap=24, candidates=32)
     found.card = arguments.card.read_text(encoding="utf-8")
     found.save(arguments.out)
     size = (arguments.out / "model.safetensors").stat().st_size

@@ -70,3 +70,22 @@ def test_models_that_cannot_compare_say_so() -> None:
     state = start_state([parse("We [GAP].")], other.tokenizer, other.specials)
     with pytest.raises(ValueError, match="leave candidates at 1"):
         other.tools()["denoiser"].fluency(state)
+
+
+def test_equal_rows_are_asked_once_and_answered_each(made: Checkpoint) -> None:
+    texts = ["We [GAP] people, [GAP] union.", "It [GAP].", "We [GAP] people, [GAP] union.", "It [GAP]."]
+    x = start_state([parse(text) for text in texts], made.tokenizer, made.specials)
+    first, back = x.distinct()
+    assert sorted(first.tolist()) == [0, 1] and first[back].tolist() == [0, 1, 0, 1]
+    denoiser, where = made.tools()["denoiser"], x.ids == made.specials.gap
+    posterior = denoiser(x, torch.ones(4, dtype=torch.float64))
+    read: list[int] = []
+    handle = made.model.base_model.register_forward_pre_hook(
+        lambda module, args, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    with torch.no_grad():
+        found = posterior.ask(x, where)
+    handle.remove()
+    assert read == [2]
+    alone = torch.cat([posterior.ask(x[row : row + 1], where[row : row + 1]) for row in range(4)])
+    torch.testing.assert_close(found, alone)

@@ -124,6 +124,13 @@ class Tokens:
             code = torch.where(self.valid[:, column], mixed, code)
         return code
 
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """The first of each kind of equal rows (U,), scores aside, and which of these each row is (B,)."""
+        columns = [getattr(self, f.name) for f in fields(self) if f.name != "score"]
+        _, back = torch.cat([column.long() for column in columns], 1).unique(dim=0, return_inverse=True)
+        first = torch.full((int(back.max()) + 1,), len(back), device=back.device)
+        return first.scatter_reduce(0, back, torch.arange(len(back), device=back.device), "amin"), back
+
     def take(self, index: Tensor, pad: int) -> "Tokens":
         """Elements `index` (B, M) of each row; -1 gives padding."""
         empty, source = index < 0, index.clamp_min(0)

@@ -99,6 +99,8 @@ class Autoregressive(Denoiser):
         """
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
+        first, back = x0.distinct()  # of many candidates some are equal
+        x0 = x0[first]
         known = x0.joined().roll(1, 1)
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
@@ -106,7 +108,7 @@ class Autoregressive(Denoiser):
         written = x0.valid & ~x0.fixed
         weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
         score = score * weight[row, column]
-        return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
+        return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)[back]
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         if bool((xt.doubtful | xt.surplus).any()):
@@ -123,7 +125,12 @@ class _AutoregressivePosterior(LengthFirst):
         self.denoiser, self.reader = denoiser, denoiser.reader
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        return self.reader.score(x, self.reader.feed(x, x.ids), where, torch.zeros_like(where))[0]
+        first, back = x.distinct()  # of one text filled many times the lengths are asked for once
+        one, asked = x[first], where[first]
+        logits = self.reader.score(one, self.reader.feed(one, one.ids), asked, torch.zeros_like(asked))[0]
+        number = torch.full(asked.shape, -1, device=asked.device)
+        number[asked] = torch.arange(len(logits), device=asked.device)
+        return logits[number[back][where]]
 
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
         """Every row writes its masks, one a turn."""
