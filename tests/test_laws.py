@@ -49,7 +49,7 @@ SPECIALS = Specials(pad=0, bos=1, mask=2, gap=3)
 A, B = 4, 5
 BASE = 6  # ids are below it
 T, S = 0.8, 0.45  # where the step starts and where it ends
-COUNT = 50_000  # texts, unless said otherwise
+COUNT = 100_000  # texts, unless said otherwise
 RULES = [pytest.param(partial(rho), id=f"rho={rho}") for rho in (0, 0.3, 1)]
 
 MASKING, DELETION = Masking(SPECIALS), Deletion(SPECIALS)
@@ -199,7 +199,7 @@ CASES = [
 @pytest.mark.parametrize(("process", "text"), CASES)
 def test_consistency(process: Process, text, rule: Rule) -> None:
     """Su's law: the way through x_t leads to q(x_s | x_0)."""
-    # N = 50,000 texts, false alarm 1e-6
+    # N = 100,000 texts, false alarm 1e-6
     assert fit(step(process, text, rule), law(process, text, S)) > 1e-6
 
 
@@ -226,7 +226,7 @@ def directly(process: Process, text: Callable[[], Tokens]) -> dict[int, int]:
 @pytest.mark.parametrize(("process", "text"), SPANNED)
 def test_consistency_of_spans(process: Process, text, rule: Rule) -> None:
     """Spans cannot be enumerated: the law through x_t against direct corruption at s."""
-    # two samples of 50,000 texts, false alarm 1e-6
+    # two samples of 100,000 texts, false alarm 1e-6
     assert same(step(process, text, rule), directly(process, text)) > 1e-6
 
 
@@ -363,7 +363,7 @@ SAMPLERS = [
 @pytest.mark.parametrize(("process", "words"), ORACLES)
 def test_a_perfect_denoiser_samples_the_data(process, words, rule, steps, oracles) -> None:
     """Identity 3: every rule that keeps Su's law gives the data exactly, in any number of steps, in one as well."""
-    # N = 50,000 texts, false alarm 1e-6
+    # N = 100,000 texts, false alarm 1e-6
     assert fit(samples(oracles[name_of(process)], process, words, rule, steps), law_of(words)) > 1e-6
 
 
