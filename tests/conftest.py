@@ -23,6 +23,9 @@ SECONDS = (
     "test_identities.py::test_a_perfect_denoiser_samples_all_texts[mixture-partial-2]",
     "test_identities.py::test_a_perfect_denoiser_samples_all_texts[edit-partial-2]",
     "test_alignment.py::test_a_perfect_denoiser_samples_the_data[bare-aligned-lengths-partial-2]",
+    "test_edit.py::test_a_perfect_denoiser_samples_the_data[partial-2-aligned]",
+    "test_edit.py::test_a_perfect_denoiser_takes_out_what_came_in[partial-2-level]",
+    "test_deletion_bounds.py::test_the_schedule_does_not_matter[Power]",
     "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-posterior]",
     "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-rho]",
 )

@@ -269,6 +269,9 @@ REFUSED = {
     "causal xlnet": "sees what follows",
 }
 
+# of the masked ones, those that can tell padding, and get none
+TELL = {"convbert", "fnet", "funnel", "nystromformer", "yoso"}
+
 TEXT = "one [GAP:2] three [GAP:1-2] five"
 
 

@@ -85,8 +85,8 @@ def ways(x0: list[int], y: list[int]) -> dict[int, float]:
 
 @pytest.mark.parametrize(("x0", "y"), [("abaab", "ab"), ("aaaa", "aa"), ("abcabcabc", "abc"), ("abab", "")])
 def test_embeddings_are_drawn_uniformly(x0: str, y: str) -> None:
-    """Identity 7: chi-square over all N embeddings, 50,000 draws, false alarm 1e-6; the leftmost is not among the laws."""
-    count, first, second = 50_000, [ord(c) for c in x0], [ord(c) for c in y]
+    """Identity 7: chi-square over all N embeddings, 20,000 draws, false alarm 1e-6; the leftmost is not among the laws."""
+    count, first, second = 20_000, [ord(c) for c in x0], [ord(c) for c in y]
     alignment, found = draw_embedding(
         torch.tensor([first]).expand(count, -1), torch.tensor([second]).long().expand(count, -1), Key.of(3, count)
     )
@@ -143,8 +143,8 @@ def test_the_likelihood_without_insertions(kinds) -> None:
 
 
 def test_the_likelihood_with_insertions() -> None:
-    """Against 100,000 direct draws, chi-square over all states of up to 4 and the rest, false alarm 1e-6."""
-    process, count, t = Edit(SPECIALS, WORDS, kinds=(0.3, 0.2, 0.5), insert=0.4), 100_000, 0.6
+    """Against 50,000 direct draws, chi-square over all states of up to 4 and the rest, false alarm 1e-6."""
+    process, count, t = Edit(SPECIALS, WORDS, kinds=(0.3, 0.2, 0.5), insert=0.4), 50_000, 0.6
     x0 = Tokens.from_rows([[1, A, B]], SPECIALS.pad)
     copies = many(x0, count)
     states = state_codes(process.corrupt(copies, process.noise(copies, Key.of(4, count)), time(count, t)).ids)
@@ -174,9 +174,9 @@ def geometric(gamma: float) -> dict[int, float]:
 def test_insertions_survive_by_their_odds() -> None:
     """Identity 15: geometric at every time, and from t to s each word stays with the chance odds_s / odds_t.
 
-    100,000 texts of one open place. The number at t by chi-square; of the survivors given the number at t, the same.
+    50,000 texts of one open place. The number at t by chi-square; of the survivors given the number at t, the same.
     """
-    process, count, t, s = Edit(SPECIALS, WORDS, insert=0.6), 100_000, 0.8, 0.3
+    process, count, t, s = Edit(SPECIALS, WORDS, insert=0.6), 50_000, 0.8, 0.3
     x0 = Tokens.from_rows([[1]] * count, SPECIALS.pad)
     noise = process.noise(x0, Key.of(5, count))
     at_t, at_s = ((process.corrupt(x0, noise, time(count, when)).ids >= A).sum(1) for when in (t, s))
@@ -215,8 +215,8 @@ def unplaced(draw: Draw) -> Draw:
 
 
 def reached() -> dict[int, int]:
-    """x_s, without markers, of x_0 = 01001 and x_t = 01, by 100,000 draws of `infer` without places."""
-    count = 100_000
+    """x_s, without markers, of x_0 = 01001 and x_t = 01, by 50,000 draws of `infer` without places."""
+    count = 50_000
     x0, xt = (many(Tokens.from_rows([row], 0), count) for row in ([1, A, B, A, A, B], [1, 3, A, 3, B, 3]))
     noise = BARE.infer(xt, unplaced(Draw(x0, x0.ids, x0.score)), time(count, 0.7), Key.of(6, count))
     states = state_codes(BARE.corrupt(x0, noise, time(count, 0.4)).ids)
@@ -254,8 +254,8 @@ def test_the_leftmost_embedding_is_noticed(leftmost) -> None:
 
 @pytest.mark.parametrize("rule", [fresh, posterior, partial(0.3)], ids=["fresh", "posterior", "partial"])
 def test_bare_deletion_is_consistent(rule) -> None:
-    """Su's law without places, N = 100,000; and nothing but markers tells the state from its words."""
-    count, t, s = 100_000, time(100_000, 0.8), time(100_000, 0.45)
+    """Su's law without places, N = 50,000; and nothing but markers tells the state from its words."""
+    count, t, s = 50_000, time(50_000, 0.8), time(50_000, 0.45)
     xt, draw = laws.halfway(BARE, laws.plain, count)
     xs = BARE.corrupt(draw.x0, rule(BARE, xt, unplaced(draw), t, s, Key.of(1, count)), s)
     assert fit(laws.tally(xs.ids), laws.law(BARE, laws.plain, 0.45)) > 1e-6
@@ -341,8 +341,8 @@ def oracle(form: str, words: str) -> Denoiser:
 
 
 def drawn(denoiser: Denoiser, process: Deletion, words: str, rule, steps: int) -> dict[int, int]:
-    """200,000 samples."""
-    key = Key.of(8, 200_000)
+    """100,000 samples."""
+    key = Key.of(8, 100_000)
     x = process.prior(many(laws.data(DATA[words])[-1:], len(key)), key)
     *_, last = sample(denoiser, process, x, steps=steps, key=key, rule=rule)
     return state_counts(last.x.ids)
@@ -376,7 +376,7 @@ EVERY = [
 
 @pytest.mark.parametrize(("form", "words", "rule", "steps"), EVERY)
 def test_a_perfect_denoiser_samples_the_data(form: str, words: str, rule, steps: int) -> None:
-    """Identity 3: whatever the form of deletion, the rule and the steps. Chi-square, N = 200,000, false alarm 1e-6."""
+    """Identity 3: whatever the form of deletion, the rule and the steps. Chi-square, N = 100,000, false alarm 1e-6."""
     assert fit(drawn(oracle(form, words), FORMS[form][0], words, rule, steps), law_of(words)) > 1e-6
 
 

@@ -13,7 +13,7 @@ from textdiff.constraints import Automaton, Constraint, Unsatisfiable, draw_run
 from textdiff.keys import Key
 from textdiff.posterior import Decode, draw_tokens
 
-DRAWS, ALARM = 1500, 1e-6
+DRAWS, ALARM = 800, 1e-6
 SEEDS = range(9)
 EVEN = Automaton(torch.tensor([[1, -1], [0, 0]]), torch.tensor([True, False]))  # a, then anything, in pairs
 

@@ -182,27 +182,30 @@ def test_every_row_has_its_own_time(process: Process) -> None:
     assert alike(mixed, [rows(process.corrupt(x0, noise, at(x0, float(t))))[i] for i, t in enumerate(times)])
 
 
-def keeps_pace(process: Process, schedule: Schedule, time: float) -> bool:
-    """Whether the share of texts whose second free token is still there is the schedule's alpha.
+PACED = 30_000
 
-    30,000 texts, one token of each, so that spans leave them independent. The count is binomial; it leaves the bounds
+
+def keeps_pace(count: int, schedule: Schedule, time: float) -> bool:
+    """Whether the number of texts whose second free token is still there goes with the schedule's alpha.
+
+    One token of each of 30,000 texts, so that spans leave them independent. The count is binomial; it leaves the bounds
     with chance 1e-6.
     """
-    x0, key = texts()[:1], Key.of(3, 30_000)
-    x0 = x0[torch.zeros(len(key), dtype=torch.long)]
-    count = int(kept(process, x0, process.noise(x0, key), time)[:, 2].sum())
     share = float(schedule.alpha(torch.tensor(time, dtype=torch.float64)))
-    low, high = stats.binom.ppf([5e-7, 1 - 5e-7], len(x0), share)
+    low, high = stats.binom.ppf([5e-7, 1 - 5e-7], PACED, share)
     return low <= count <= high
 
 
 @keeping_pace
 def test_it_is_gradual(process: Process) -> None:
     """At t a share alpha(t) is left, whatever the spans: every stage between data and noise is met."""
+    x0, key = texts()[:1], Key.of(3, PACED)
+    x0 = x0[torch.zeros(len(key), dtype=torch.long)]
+    noise, schedule = process.noise(x0, key), getattr(process, "schedule", Linear())  # of a mixture: of its parts
     for t in (0.2, 0.5, 0.8):
-        schedule = getattr(process, "schedule", Linear())  # of a mixture: of its parts
-        assert keeps_pace(process, schedule, t)
-        assert not keeps_pace(process, Power(1.5 if isinstance(schedule, Linear) else 1.2), t)
+        count = int(kept(process, x0, noise, t)[:, 2].sum())
+        assert keeps_pace(count, schedule, t)
+        assert not keeps_pace(count, Power(1.5 if isinstance(schedule, Linear) else 1.2), t)
 
 
 SCHEDULES = [Linear(), Cosine(), Power(3), Power(0.5), SquaredCosine(), Betas(), Steps([1, 0.9, 0.4, 0.1, 0])]

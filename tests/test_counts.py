@@ -307,9 +307,9 @@ def conditioned(log_q: torch.Tensor, count: int | None) -> dict[int, float]:
 def test_changes(number: int) -> None:
     """Identity 13: as many changes as the process says, always, and the draw's law is the product on that condition.
 
-    N = 200,000, chi-square over the texts with so many changes; false alarm 1e-6. The control leaves the condition out.
+    N = 60,000, chi-square over the texts with so many changes; false alarm 1e-6. The control leaves the condition out.
     """
-    count, denoiser = 200_000, Changes(Rows(LOGITS), EDIT)
+    count, denoiser = 60_000, Changes(Rows(LOGITS), EDIT)
     xt, t = seen(count), time(count, number / SIZE)
     with torch.no_grad():
         draw = denoiser(xt, t).sample(Decode(), Key.of(8, count))

@@ -119,8 +119,9 @@ def apart(model, family, eta, monkeypatch, predict="eps", clip=False, dtype=torc
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim(eta: float, monkeypatch) -> None:
     """DDIMScheduler at eta is the rule sde(eta); eta = 0 is `ode`, eta = 1 DDPM."""
-    assert apart(seeded(UNet2DModel, UNET), DDIMScheduler, eta, monkeypatch, dtype=torch.float32) < 1e-5
     assert apart(Wave(), DDIMScheduler, eta, monkeypatch) < 1e-9
+    if eta == 0.5:  # a network of theirs takes much longer, and knows nothing of eta
+        assert apart(seeded(UNet2DModel, UNET), DDIMScheduler, eta, monkeypatch, dtype=torch.float32) < 1e-5
 
 
 def test_ddpm(monkeypatch) -> None:

@@ -1,6 +1,7 @@
 """docs/processes.md is what the code says; its proofs exist, its commands parse, and no process or rule is left out."""
 
 import ast
+import functools
 import importlib.util
 import shlex
 from pathlib import Path
@@ -17,6 +18,7 @@ pages = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(pages)
 
 
+@functools.cache
 def functions(file: str) -> set[str]:
     tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

@@ -287,6 +287,12 @@ def test_the_users_text_never_changes(rule) -> None:
     denoiser = Parallel(laws.bert(), NAMED).eval()
     states = [step.x for step in sample(denoiser, MIXED, x, steps=3, key=Key.of(14, 1000), rule=rule)]
     assert offences(states, looks) == 0
+
+
+def test_a_change_of_the_users_text_is_noticed() -> None:
+    """The control: the same texts, without saying what is the user's."""
+    x, looks = laws.patterns(1000, True)
+    denoiser = Parallel(laws.bert(), NAMED).eval()
     loose = x.with_(fixed=x.fixed & (torch.arange(x.ids.shape[1]) == 0))
     states = [step.x for step in sample(denoiser, MIXED, loose, steps=3, key=Key.of(14, 1000), rule=fresh)]
     assert offences(states, looks) > 0

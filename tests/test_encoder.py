@@ -55,7 +55,7 @@ class _Exact(Posterior):
         raise NotImplementedError  # nothing is trained
 
 
-def sampled(rule, steps: int, count: int = 200_000, schedule: Schedule | None = None) -> dict[int, int]:
+def sampled(rule, steps: int, count: int = 50_000, schedule: Schedule | None = None) -> dict[int, int]:
     encoder = process(schedule)
     key = Key.of(1, count)
     page = words_of([[NAMED.mask] * 2])[torch.zeros(count, dtype=torch.long)]
@@ -77,7 +77,7 @@ LAW = {X * 101: 3 / 6, Y * 101: 2 / 6, X * 100 + Y: 1 / 6}
     ],
 )
 def test_a_perfect_denoiser_samples_the_data(rule: str, steps: int) -> None:
-    """Identity 3 through continuous states. N = 200,000, chi-square, false alarm 1e-6."""
+    """Identity 3 through continuous states. N = 50,000, chi-square, false alarm 1e-6."""
     assert fit(sampled(RULES[rule], steps), LAW) > 1e-6
 
 
@@ -90,7 +90,7 @@ class Late(Encoder):
 
 def test_a_wrong_noise_is_noticed() -> None:
     encoder = process()
-    wrong, count = Late(encoder.embedding, NAMED), 200_000
+    wrong, count = Late(encoder.embedding, NAMED), 50_000
     key, page = Key.of(1, count), words_of([[NAMED.mask] * 2])[torch.zeros(count, dtype=torch.long)]
     *_, last = sample(Exact(encoder), wrong, encoder.prior(page, key), steps=8, key=key, rule=posterior)
     values, counts = (last.x.tokens.ids[:, 1] * 100 + last.x.tokens.ids[:, 2]).unique(return_counts=True)

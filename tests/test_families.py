@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import CAUSAL, MASKED, NOT_BUILT, REFUSED, SEQ2SEQ, TYPES, fillings, is_filled, looks_ahead, tiny
+from families import CAUSAL, MASKED, NOT_BUILT, REFUSED, SEQ2SEQ, TELL, TYPES, fillings, is_filled, looks_ahead, tiny
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 LEAST = {MASKED: 51, SEQ2SEQ: 37, CAUSAL: 189}  # transformers 5.23
@@ -63,3 +63,4 @@ def test_every_type(mapping: str, name: str) -> None:
         return
     filled = fillings(model, tokenizer)
     assert is_filled(filled, tokenizer), filled
+    assert ("one length at a time" in filled["reason"]) == (mapping == MASKED and name in TELL)

@@ -241,8 +241,8 @@ def oracle_of(name: str) -> Oracle:
 
 
 def drawn(name: str, process, rule, steps: int) -> dict[int, int]:
-    """200,000 samples."""
-    key = Key.of(8, 200_000)
+    """100,000 samples."""
+    key = Key.of(8, 100_000)
     x = process.prior(many(data(SPACE[-1:]), len(key)), key)
     *_, last = sample(oracle_of(name), process, x, steps=steps, key=key, rule=rule)
     values, counts = last.x.codes().unique(return_counts=True)
@@ -266,7 +266,7 @@ def law_of_space(flat: float = 0.0) -> dict[int, float]:
     ],
 )
 def test_a_perfect_denoiser_samples_all_texts(name: str, rule: str, steps: int) -> None:
-    """Identity 3 on 81 texts. N = 200,000, false alarm 1e-6; a law 10 % of the way to the flat one is refused."""
+    """Identity 3 on 81 texts. N = 100,000, false alarm 1e-6; a law 10 % of the way to the flat one is refused."""
     found = drawn(name, PROCESSES[name], RULES[rule], steps)
     assert fit(found, law_of_space()) > 1e-6
     assert fit(found, law_of_space(flat=0.1)) < 1e-6

@@ -229,13 +229,13 @@ class _CloudPosterior(Posterior):
         raise NotImplementedError
 
 
-COUNT = 200_000
+COUNT = 50_000
 # three points of unequal shares, whose two pixels depend on each other
 POINTS = torch.tensor([[-0.5, -0.5], [-0.5, -0.5], [0.9, -0.2], [0.1, 0.8]], dtype=torch.float64).view(4, 1, 1, 2)
 
 
 def share_p(process, rule, steps: int, spoil=lambda weight: weight, denoising=None) -> float:
-    """The chance of samples as far from the data as these (chi-square over the three points, N = 200,000).
+    """The chance of samples as far from the data as these (chi-square over the three points, N = 50,000).
 
     x_1 is drawn from the data's own greys where the process keeps them.
     """
@@ -261,14 +261,14 @@ SAMPLERS = [
 @pytest.mark.parametrize(("rule", "steps"), SAMPLERS)
 @pytest.mark.parametrize("process", [HOT[0], HOT[3]])
 def test_a_perfect_denoiser_samples_the_data(process, rule, steps: int) -> None:
-    """Identity 3, hot: N = 200,000, false alarm 1e-6."""
+    """Identity 3, hot: N = 50,000, false alarm 1e-6."""
     assert share_p(process, rule, steps) > 1e-6
 
 
 @pytest.mark.parametrize(("rule", "steps"), SAMPLERS[:9])
 @pytest.mark.parametrize("family", [Blur, Pixelation, PixelMask])
 def test_a_little_noise_makes_the_cold_exact(family, rule, steps: int) -> None:
-    """Identity 3, cold with noise .3, and the data's greys at t = 1: N = 200,000, false alarm 1e-6."""
+    """Identity 3, cold with noise .3, and the data's greys at t = 1: N = 50,000, false alarm 1e-6."""
     assert share_p(family(noise=0.3), rule, steps) > 1e-6
 
 
@@ -531,7 +531,7 @@ def left_over(steps: int) -> Tensor:
 
 
 def spread_p(rule, steps: int, variance: Tensor | None) -> tuple[float, float]:
-    """The chance (two-sided chi-square) of samples whose variance is as far from DATA^2, and that variance; N = 200,000."""
+    """The chance (two-sided chi-square) of samples whose variance is as far from DATA^2, and that variance; N = 50,000."""
     denoiser = Pixels(Formula(expected), SHRINKING, predict="x0", variance=variance, clip=False)
     key = Key.of(12, COUNT)
     x = SHRINKING.prior(
@@ -586,7 +586,7 @@ def test_total_variance(eta: float) -> None:
     denoiser = Pixels(Formula(expected), SHRINKING, "x0", variance=left_over(5), clip=False)
     draw = denoiser(xt, time(COUNT, T)).sample(Decode(), key.fold(1))
     xs = turn(SHRINKING, sde(eta), xt, draw.x0, T, S, key.fold(2))
-    seen = float(((xs - xs.mean()) ** 2).sum()) / total  # N = 200,000, false alarm 1e-6
+    seen = float(((xs - xs.mean()) ** 2).sum()) / total  # N = 50,000, false alarm 1e-6
     assert 2 * min(stats.chi2.cdf(seen, COUNT - 1), stats.chi2.sf(seen, COUNT - 1)) > 1e-6
 
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from stock import PATHS, filler
 
 from textdiff.gaps import Gap, Parts, parse, tidy
 
 TEXTS, AGAIN = 16, 5  # filled by one call; of these, how many are filled again in another batch
-CASES = 2_000  # of all paths together
+CASES, MORE = 700, 1_300  # of all paths together: in the quick form, and what the slow form adds
 MANY = int(os.environ.get("TEXTDIFF_CASES", "100000"))  # in the long form
 SLOW = ("causal, bytes", "causal, byte fallback", "rewriting")  # get half as many cases
 SHARE = 0.15  # of texts that may be refused, each for a reason in REASONS
@@ -232,7 +232,8 @@ def check(path: str, case: Case, tally: Counter[str]) -> None:
         same(results[number], result)
 
 
-def run(path: str, cases_in_all: int, **how: Any) -> Counter[str]:
+def run(path: str, cases_in_all: int, number: int | None = None) -> Counter[str]:
+    """Check so many cases; those of `number`, or any."""
     tally: Counter[str] = Counter()
     share = (1 if path in SLOW else 2) / (2 * len(PATHS) - len(SLOW))
     examples = max(1, round(cases_in_all * share / TEXTS))
@@ -244,13 +245,13 @@ def run(path: str, cases_in_all: int, **how: Any) -> Counter[str]:
         database=None,
         phases=[Phase.generate],
         suppress_health_check=[*HealthCheck],
-        **how,
+        print_blob=number is None,
     )
     @given(cases())
     def of(case: Case) -> None:
         check(path, case, tally)
 
-    of()
+    (of if number is None else seed(number)(of))()
     print(f"{path}: {tally['texts']} texts, {tally['refused']} refused")
     assert tally["refused"] <= SHARE * tally["texts"]
     return tally
@@ -258,10 +259,16 @@ def run(path: str, cases_in_all: int, **how: Any) -> Counter[str]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_promises(path: str) -> None:
-    run(path, CASES, derandomize=True)
+    run(path, CASES, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
+def test_promises_of_more(path: str) -> None:
+    run(path, MORE, 1)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", PATHS)
 def test_promises_at_length(path: str) -> None:
-    run(path, MANY, print_blob=True)
+    run(path, MANY)

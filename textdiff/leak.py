@@ -3,6 +3,9 @@
 A causal model made bidirectional by `config.is_causal = False` may go on being causal without a word (stablelm, gpt_neo in
 transformers 5.23), and would then fill gaps blind to their right; a bidirectional one that is read as causal sees the very
 words it is asked for. So nothing is believed, everything is probed when it is loaded.
+
+And whether padding shows, which attention masks are there to hide: FNet mixes all columns, ConvBERT, Nystromformer and Yoso
+have convolutions that reach into it, Funnel pools it. Texts would then be filled by what they are batched with.
 """
 
 import inspect
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 
 LENGTH = 8
+PADDED = ((5, 9), (30, 47))  # tokens of a text, and columns with its padding
 ROUNDING = 1e-5  # relative: a later token has an influence above it even on a model that has learned nothing
 
 
@@ -28,6 +32,34 @@ def looks_ahead(model: Any) -> bool:
     finally:
         model.train(training)
     return bool((one - other).abs().max() > ROUNDING * one.abs().max())
+
+
+@torch.no_grad()
+def reads_padding(model: Any, pad: int, longest: int | None = None) -> bool:
+    """Whether what a model says of a text depends on how many tokens `pad` stand right of it, and are masked.
+
+    Runs it in eval mode on a short text and a longer one, each with padding and without, as far as it reads `longest`.
+    A model that does not run so is one that does: it gets no padding either.
+    """
+    rows, device, training = vocabulary(model), next(model.parameters()).device, model.training
+    generator, near = torch.Generator().manual_seed(0), torch.finfo(model.dtype).eps ** 0.5  # far above rounding
+    plain = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    model.eval()
+    try:
+        for size, width in PADDED:
+            width = width if longest is None else min(width, longest)
+            ids = torch.randint(rows // 2, rows, (1, width), generator=generator).to(device)
+            ids[:, size:] = pad
+            live = (torch.arange(width, device=device) < size).long()[None]
+            beside = model(input_ids=ids, attention_mask=live, **plain).logits[0, :size].float()
+            alone = model(input_ids=ids[:, :size], attention_mask=live[:, :size], **plain).logits[0, :size].float()
+            if (beside - alone).abs().max() > near * alone.std():
+                return True
+    except (IndexError, RuntimeError, TypeError, ValueError):
+        return True
+    finally:
+        model.train(training)
+    return False
 
 
 def vocabulary(model: Any) -> int:

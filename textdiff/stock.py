@@ -102,8 +102,10 @@ def _kind(model: Any, name: str) -> str:
     )
 
 
-def _words(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Route:
+def _words(denoiser: Parallel, tokenizer: Any, ids: Specials, reason: str) -> Route:
     """Every open token has a turn of its own."""
+    if denoiser.feed.apart:
+        reason += "; padding shows in what it says, so texts of one length at a time"
     decode = Decode(temperature=0.0, max_gap=MAX_GAP)
     return Route(denoiser, Masking(ids, counts=True), tokenizer, ids, None, "ranked", decode, True, reason, beside=True)
 

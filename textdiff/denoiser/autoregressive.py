@@ -270,7 +270,8 @@ class _Causal(Reader):
         if x.packed:
             raise ValueError("packed documents are for training; give one text per row to fill")
         never = torch.zeros_like(x.fixed)
-        events = self._lay(x, x.ids, never, never)
+        # padding goes to the left: what is written follows the text, for windows and recurrent states as well
+        events = _to_the_right(self._lay(x, x.ids, never, never))
         mask = self._mask(events, packed=False)
         read = self.model.base_model(
             input_ids=events.ids, attention_mask=mask, position_ids=events.position, use_cache=True
@@ -282,6 +283,12 @@ class _Causal(Reader):
         output = self.model(**memory, input_ids=ids[:, None], position_ids=position[:, None], use_cache=True)
         memory["past_key_values"] = output.past_key_values
         return output.logits[:, -1]
+
+
+def _to_the_right(events: Events) -> Events:
+    """The same events, left-padded."""
+    order = torch.argsort((events.doc >= 0).long(), dim=1, stable=True)
+    return Events(*(field.gather(1, order) for field in events))
 
 
 def _run_starts(x: Tokens, mask: Tensor) -> Tensor:

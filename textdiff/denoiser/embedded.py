@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
-from textdiff.denoiser.head import logits_at
 from textdiff.denoiser.lengths import possible
+from textdiff.denoiser.padding import Feed
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior, draw_tokens
 from textdiff.process.encoder import Latent
@@ -25,6 +25,7 @@ class Embedded(Denoiser):
     def __init__(self, model: Any, specials: Specials) -> None:
         super().__init__()
         self.model, self.specials = model, specials
+        self.feed = Feed(self)
 
     def forward(self, xt: Latent, t: Tensor) -> Posterior:
         return _EmbeddedPosterior(self, xt)
@@ -38,7 +39,8 @@ class _EmbeddedPosterior(Posterior):
             raise ValueError("packed rows are for processes on tokens; set data.packed to false")
         self.xt, self.specials = xt.tokens, denoiser.specials
         self.where = self.xt.valid & ~self.xt.fixed
-        logits = logits_at(denoiser.model, self.where, inputs_embeds=xt.z, attention_mask=self.xt.valid.long())
+        valid = self.xt.valid
+        logits = denoiser.feed.logits_at(self.where, valid, inputs_embeds=xt.z, attention_mask=valid.long())
         nowhere = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         self.logits = possible(logits, nowhere, self.specials)
 

@@ -227,6 +227,9 @@ def goes_on(model: Any) -> bool:
     near = torch.finfo(model.dtype).eps ** 0.5  # between rounding and any mistake that matters
     if (first[0] - first[1]).abs().max() > near * first.std():
         raise ValueError(f"{name} sees what follows, so it cannot write word by word; give a model that is causal")
+    if _forgets(model):
+        model.train(training)
+        return False
     try:
         other, further = said(True)
     except _FAILURES:
@@ -235,6 +238,15 @@ def goes_on(model: Any) -> bool:
         model.train(training)
     same = (logits - other).abs().max() <= near * logits.std()
     return bool(same and (ahead - further).abs().max() <= near * ahead.abs().max())
+
+
+def _forgets(model: Any) -> bool:
+    """Whether a text may be longer than what the model keeps in mind and chooses anew at each place (Doge).
+
+    It chooses otherwise from a cache; a text so long is too long to ask it by.
+    """
+    kept, longest = (own_id(model, name) for name in ("keep_window_size", "max_position_embeddings"))
+    return kept is not None and (longest is None or kept < longest)
 
 
 def _takes_positions(model: Any) -> bool:

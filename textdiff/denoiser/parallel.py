@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
-from textdiff.denoiser.head import logits_at
 from textdiff.denoiser.lengths import LengthFirst, possible
+from textdiff.denoiser.padding import Feed
 from textdiff.denoiser.search import search
 from textdiff.denoiser.words import at_once
 from textdiff.keys import Key
@@ -32,6 +32,7 @@ class Parallel(Denoiser):
     def __init__(self, model: Any, specials: Specials, shift: bool = False) -> None:
         super().__init__()
         self.model, self.specials, self.shift = model, specials, shift
+        self.feed = Feed(self)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return _ParallelPosterior(self, xt)
@@ -53,7 +54,8 @@ class Parallel(Denoiser):
             if bool(at[:, 0].any()):
                 raise ValueError("logits one to the left say nothing of the first token; begin the text with a word")
             at = at.roll(-1, 1)
-        logits = logits_at(self.model, at, **self._inputs(x, first))
+        seen = torch.ones_like(at) if x.packed else x.valid[:, first:]  # packed rows bring a mask of their own
+        logits = self.feed.logits_at(at, seen, **self._inputs(x, first))
         return possible(logits, x.ids[where] == self.specials.gap, self.specials, x.surplus[where])
 
     def _virtual(self, number: int) -> bool:
@@ -62,7 +64,7 @@ class Parallel(Denoiser):
 
     def _inputs(self, x: Tokens, first: int = 0) -> dict[str, Tensor]:
         """What the model is fed, from column `first` on."""
-        ids = x.ids * x.valid if self._virtual(self.specials.pad) else x.ids
+        ids = x.ids.masked_fill(~x.valid, self.feed.pad)
         if not x.packed:
             return {"input_ids": ids[:, first:], "attention_mask": x.valid[:, first:].long()}
         same = (x.doc[:, :, None] == x.doc[:, None, :])[:, None]  # (B, 1, L, L): padding sees padding, harmlessly

@@ -1,0 +1,67 @@
+"""Texts of several lengths before a model that may be able to tell how much padding stands right of them.
+
+Most cannot. Of those that can (`leak.reads_padding`), texts of one length are read together, without any: so each is read as
+if it were alone.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from textdiff.denoiser import head
+from textdiff.leak import reads_padding
+from textdiff.tokens import Specials
+
+
+class Padded(Protocol):
+    """A denoiser, as far as it is asked here."""
+
+    model: Any
+    specials: Specials
+
+    @property
+    def longest(self) -> int | None:
+        """How many tokens the model reads."""
+
+
+class Feed:
+    """Stands between a denoiser and its model. The model is asked once, when there first is padding."""
+
+    def __init__(self, denoiser: Padded) -> None:
+        self.denoiser = denoiser
+        self._apart: bool | None = None
+
+    @property
+    def pad(self) -> int:
+        """What stands on padding; 0 where the model has no token for it."""
+        ids = self.denoiser.specials
+        return 0 if 0 < ids.size <= ids.pad else ids.pad
+
+    @property
+    def apart(self) -> bool:
+        """Whether the model can tell padding, so that it is given texts of one length at a time."""
+        if self._apart is None:
+            self._apart = reads_padding(self.denoiser.model, self.pad, self.denoiser.longest)
+        return self._apart
+
+    def logits_at(self, where: Tensor, valid: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits (S, V) at `where` (B, L) of texts that are `valid` (B, L), as `head.logits_at` gives them."""
+        model = self.denoiser.model
+        # what is learned is learned beside padding
+        if model.training or bool(valid.all()) or not bool(where.any()) or not self.apart:
+            return head.logits_at(model, where, **inputs)
+        return by_length(model, where, valid.sum(1), **inputs)
+
+
+def by_length(model: Any, where: Tensor, sizes: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (S, V) at `where` (B, L), at least one place, of texts of `sizes` (B,); each input is (B, L) or (B, L, D)."""
+    number = torch.zeros(where.shape, dtype=torch.int64, device=where.device)
+    number[where] = torch.arange(int(where.sum()), device=where.device)
+    asked, parts, order = where.any(1), [], []
+    for size in sizes[asked].unique().tolist():
+        rows = (asked & (sizes == size)).nonzero()[:, 0]
+        at = where[rows, :size]
+        parts.append(head.logits_at(model, at, **{name: value[rows, :size] for name, value in inputs.items()}))
+        order.append(number[rows, :size][at])
+    return torch.cat(parts)[torch.cat(order).argsort()]
