@@ -5,9 +5,13 @@ encoder-decoder, sentinels   T5: <extra_id_0> ... <extra_id_1> ...
 encoder-decoder, <mask>      BART: rewrites the text; its law given the user's words, by sequential Monte Carlo
 causal, fill-in-the-middle   prefix, suffix, middle
 causal                       its own law given the words to the right, by sequential Monte Carlo
+
+How likely it finds texts, the best figure there is: a masked model a bound, E[n/k sum of -log q of k hidden words], with k
+uniform on 1..n and which words drawn (any order, arXiv:2110.02037); the others the chain rule, exactly.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +30,25 @@ MAX_GAP = 24  # tokens that a stock model writes into one gap, unless more are a
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds texts: a denoiser and the process whose bound measures it, and what the figure is in words.
+
+    whole: it is of the whole text, the user's words as well, which may go on where no gap ends it; else of fillings alone.
+    refusal: why there is no figure; "" where there is one.
+    """
+
+    denoiser: Denoiser
+    process: Process
+    kind: str
+    whole: bool = False
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
 class Route:
     """How a model fills: what `infill` needs, its defaults, and the reason in words.
 
-    spaced, beside: see `prepare`. candidates: see `infill`.
+    likelihood: how likely it finds texts. spaced, beside: see `prepare`. candidates: see `infill`.
     """
 
     denoiser: Denoiser
@@ -41,6 +60,7 @@ class Route:
     decode: Decode
     spaced: bool
     reason: str
+    likelihood: Callable[[], Likelihood]  # made when it is asked for: it may try the model out
     beside: bool = False
     candidates: int = 1
 
@@ -56,7 +76,9 @@ def checkpoint_route(checkpoint: Checkpoint) -> Route:
     )
     return Route(
         tools["denoiser"], tools["process"], tokenizer, tools["specials"], config.num_steps, config.rule, config.decode(),
-        checkpoint.config.num_steps == 1 or not tools["specials"].lengths, reason, candidates=config.candidates,
+        checkpoint.config.num_steps == 1 or not tools["specials"].lengths, reason,
+        lambda: Likelihood(tools["denoiser"], *config.likelihood(tools["specials"], checkpoint.model)),
+        candidates=config.candidates,
     )  # fmt: skip
 
 
@@ -104,24 +126,30 @@ def _kind(model: Any, name: str) -> str:
 
 def _words(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Route:
     """Every open token has a turn of its own."""
-    decode = Decode(temperature=0.0, max_gap=MAX_GAP)
-    return Route(denoiser, Masking(ids, counts=True), tokenizer, ids, None, "ranked", decode, True, reason, beside=True)
+    decode, process = Decode(temperature=0.0, max_gap=MAX_GAP), Masking(ids, counts=True)
+    found = Likelihood(denoiser, process, "bound, any order, length given")
+    return Route(denoiser, process, tokenizer, ids, None, "ranked", decode, True, reason, lambda: found, beside=True)
 
 
-def _gaps(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Route:
+def _gaps(
+    denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str, likelihood: Callable[[], Likelihood]
+) -> Route:
     """All gaps are written in one turn, word by word."""
     decode = Decode(temperature=0.0, max_gap=MAX_GAP)
-    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason)
+    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason, likelihood)
 
 
 def _seq2seq(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
     sentinels = sentinel_ids(tokenizer)
     if sentinels:
         reason = f"{name} has sentinels: the encoder reads the text, the decoder writes all gaps in order"
-        return _gaps(Sentinels(model.eval(), ids, sentinels), tokenizer, ids, reason)
+        writer = Sentinels(model.eval(), ids, sentinels)
+        found = Likelihood(writer, Deletion(ids), "exact, fillings and their lengths")
+        return _gaps(writer, tokenizer, ids, reason, lambda: found)
     if ids.mask < ids.size:
         reason = f"{name} reads a mask per gap and rewrites the text: continuations weighed by the words to their right"
-        return _gaps(Continuing(model.eval(), ids), tokenizer, ids, reason)
+        rewriter = Continuing(model.eval(), ids)
+        return _gaps(rewriter, tokenizer, ids, reason, lambda: _chain(rewriter, "exact, whole text as it is rewritten"))
     raise ValueError(f"{name} cannot fill gaps: its tokenizer has neither <extra_id_0> nor a mask token")
 
 
@@ -133,6 +161,16 @@ def _causal(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
     marks = fim_tokens(tokenizer)
     if marks is not None:
         reason = f"{name} has fill-in-the-middle tokens: each gap is written in sight of what follows"
-        return _gaps(Middle(model.eval(), ids, marks), tokenizer, ids, reason)
+        writer = Middle(model.eval(), ids, marks)
+        return _gaps(writer, tokenizer, ids, reason, lambda: _chain(Continuing(model, ids)))
     reason = f"{name} reads from left to right: continuations weighed by the words to their right"
-    return _gaps(Continuing(model.eval(), ids), tokenizer, ids, reason)
+    denoiser = Continuing(model.eval(), ids)
+    return _gaps(denoiser, tokenizer, ids, reason, lambda: _chain(denoiser))
+
+
+def _chain(denoiser: Continuing, kind: str = "exact, whole text") -> Likelihood:
+    """By the chain rule over a whole text: of its fillings a joint score, up to what is the same for all of them."""
+    refusal = ""
+    if not denoiser.reading.first and denoiser.specials.bos >= denoiser.specials.size:
+        refusal = "the model has no token that begins a text, so nothing says its first word; set tokenizer.bos_token"
+    return Likelihood(denoiser, Deletion(denoiser.specials), kind, whole=True, refusal=refusal)
