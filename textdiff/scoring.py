@@ -267,7 +267,7 @@ def _score(nats: float, variance: float, tokens: float, size: int, kind: str) ->
 
 
 def _longest(denoiser: Denoiser, process: Process, specials: Specials) -> int | None:
-    """How many tokens of text are scored at once: what the model reads beside BOS and the like, and what it has a length for."""
+    """How many tokens of text are scored at once: what the model reads beside BOS, and what it can say a length of."""
     limits = [] if denoiser.longest is None else [denoiser.longest - 1 - len(specials.tail)]
     if isinstance(process, Deletion) and specials.lengths:
         limits.append(len(specials.lengths) - 1)

@@ -13,10 +13,11 @@ uniform on 1..n and which words drawn (any order, arXiv:2110.02037); the others 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from textdiff.checkpoint import Checkpoint
-from textdiff.denoiser import Continuing, Denoiser, Middle, Parallel, Sentinels, fim_tokens, sentinel_ids
+from textdiff.denoiser import Continuing, Denoiser, Middle, Onward, Parallel, Sentinels, fim_tokens, sentinel_ids
 from textdiff.leak import looks_ahead, need_bidirectional
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking, Process
@@ -48,7 +49,8 @@ class Likelihood:
 class Route:
     """How a model fills: what `infill` needs, its defaults, and the reason in words.
 
-    likelihood: how likely it finds texts. spaced, beside: see `prepare`. candidates: see `infill`.
+    likelihood: how likely it finds texts. onward: what writes on after a text, for causal models without particles.
+    keeps_lengths: it writes exactly as much as is asked. spaced, beside: see `prepare`. candidates: see `infill`.
     """
 
     denoiser: Denoiser
@@ -60,7 +62,9 @@ class Route:
     decode: Decode
     spaced: bool
     reason: str
-    likelihood: Callable[[], Likelihood]  # made when it is asked for: it may try the model out
+    likelihood: Callable[[], Likelihood]  # both are made when they are asked for: they may try the model out
+    onward: Callable[[], Denoiser]
+    keeps_lengths: bool = False
     beside: bool = False
     candidates: int = 1
 
@@ -78,7 +82,7 @@ def checkpoint_route(checkpoint: Checkpoint) -> Route:
         tools["denoiser"], tools["process"], tokenizer, tools["specials"], config.num_steps, config.rule, config.decode(),
         checkpoint.config.num_steps == 1 or not tools["specials"].lengths, reason,
         lambda: Likelihood(tools["denoiser"], *config.likelihood(tools["specials"], checkpoint.model)),
-        candidates=config.candidates,
+        lambda: tools["denoiser"], config.keeps_lengths, candidates=config.candidates,
     )  # fmt: skip
 
 
@@ -128,15 +132,19 @@ def _words(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Ro
     """Every open token has a turn of its own."""
     decode, process = Decode(temperature=0.0, max_gap=MAX_GAP), Masking(ids, counts=True)
     found = Likelihood(denoiser, process, "bound, any order, length given")
-    return Route(denoiser, process, tokenizer, ids, None, "ranked", decode, True, reason, lambda: found, beside=True)
+    return Route(
+        denoiser, process, tokenizer, ids, None, "ranked", decode, True, reason, lambda: found, lambda: denoiser,
+        keeps_lengths=True, beside=True,
+    )  # fmt: skip
 
 
 def _gaps(
-    denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str, likelihood: Callable[[], Likelihood]
-) -> Route:
+    denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str, likelihood: Callable[[], Likelihood],
+    onward: Callable[[], Denoiser],
+) -> Route:  # fmt: skip
     """All gaps are written in one turn, word by word."""
     decode = Decode(temperature=0.0, max_gap=MAX_GAP)
-    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason, likelihood)
+    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason, likelihood, onward)
 
 
 def _seq2seq(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
@@ -145,11 +153,12 @@ def _seq2seq(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
         reason = f"{name} has sentinels: the encoder reads the text, the decoder writes all gaps in order"
         writer = Sentinels(model.eval(), ids, sentinels)
         found = Likelihood(writer, Deletion(ids), "exact, fillings and their lengths")
-        return _gaps(writer, tokenizer, ids, reason, lambda: found)
+        return _gaps(writer, tokenizer, ids, reason, lambda: found, lambda: writer)
     if ids.mask < ids.size:
         reason = f"{name} reads a mask per gap and rewrites the text: continuations weighed by the words to their right"
         rewriter = Continuing(model.eval(), ids)
-        return _gaps(rewriter, tokenizer, ids, reason, lambda: _chain(rewriter, "exact, whole text as it is rewritten"))
+        kind = "exact, whole text as it is rewritten"
+        return _gaps(rewriter, tokenizer, ids, reason, lambda: _chain(rewriter, kind), lambda: Onward(rewriter))
     raise ValueError(f"{name} cannot fill gaps: its tokenizer has neither <extra_id_0> nor a mask token")
 
 
@@ -158,14 +167,23 @@ def _causal(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
         need_bidirectional(model)
         reason = f"{name} sees both sides (is_causal is false): lengths by search, words in turn, the surest first"
         return _words(Parallel(model.eval(), ids), tokenizer, ids, reason)
-    marks = fim_tokens(tokenizer)
+    ends, marks = _ends(model, tokenizer), fim_tokens(tokenizer)
     if marks is not None:
         reason = f"{name} has fill-in-the-middle tokens: each gap is written in sight of what follows"
         writer = Middle(model.eval(), ids, marks)
-        return _gaps(writer, tokenizer, ids, reason, lambda: _chain(Continuing(model, ids)))
+        plain = cache(lambda: Continuing(model, ids))
+        return _gaps(writer, tokenizer, ids, reason, lambda: _chain(plain()), lambda: Onward(plain(), ends))
     reason = f"{name} reads from left to right: continuations weighed by the words to their right"
     denoiser = Continuing(model.eval(), ids)
-    return _gaps(denoiser, tokenizer, ids, reason, lambda: _chain(denoiser))
+    return _gaps(denoiser, tokenizer, ids, reason, lambda: _chain(denoiser), lambda: Onward(denoiser, ends))
+
+
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """All that ends a text, or an answer in a chat."""
+    said = [model.config.get_text_config(decoder=True).eos_token_id, tokenizer.eos_token_id]
+    said += [model.generation_config.eos_token_id] if model.can_generate() else []
+    ids = (number for entry in said for number in (entry if isinstance(entry, list) else [entry]))
+    return tuple(dict.fromkeys(number for number in ids if number is not None))
 
 
 def _chain(denoiser: Continuing, kind: str = "exact, whole text") -> Likelihood:
