@@ -73,19 +73,19 @@ def scorer(source: Route | Checkpoint) -> dict[str, Any]:
         raise ValueError(found.refusal)
     return {
         "denoiser": found.denoiser, "process": found.process, "tokenizer": route.tokenizer, "specials": route.specials,
-        "kind": found.kind, "whole": found.whole,
+        "kind": found.kind, "whole": found.whole, "goes_on": found.goes_on,
     }  # fmt: skip
 
 
 def score(
     texts: Sequence[str], *, denoiser: Denoiser, process: Process, tokenizer: "PreTrainedTokenizerBase",
-    specials: Specials, kind: str, whole: bool = False, draws: int = 16, window: int | None = None, seed: int = 0,
-    batch: int = 64,
+    specials: Specials, kind: str, whole: bool = False, goes_on: bool = False, draws: int = 16,
+    window: int | None = None, seed: int = 0, batch: int = 64,
 ) -> list[Score]:  # fmt: skip
     """Whole texts, whatever gaps they spell. Text i's score does not depend on what else is scored.
 
-    Where kind says "whole text", a text may go on after its end: what it costs to end is not counted. A model of fillings
-    alone, such as T5, takes a text for the filling of a blank page.
+    By causal models a text may go on (`goes_on`): what it costs to end is not counted. Encoder-decoders take it for the
+    filling of a blank page, which ends.
     window: cut texts into stretches of so many tokens, each scored as a text of its own; None takes texts whole.
     ValueError for a text that is longer than the model can score, or that its tokenizer cannot spell.
     """
@@ -101,7 +101,7 @@ def score(
             )
         step = window or max(len(ids), 1)
         for begin in range(0, max(len(ids), 1), step):
-            rows.append(_state([_Piece(ids[begin : begin + step], False, whole, whole)], specials))
+            rows.append(_state([_Piece(ids[begin : begin + step], False, goes_on, goes_on)], specials))
             owner.append(number)
             counts.append(len(ids[begin : begin + step]))
     nats, variance = _measure(rows, denoiser, process, specials, kind, draws, seed, batch)
@@ -116,8 +116,8 @@ def score(
 
 def rank(
     text: str | Parts, fillings: Sequence[str | Sequence[str]], *, denoiser: Denoiser, process: Process,
-    tokenizer: "PreTrainedTokenizerBase", specials: Specials, kind: str, whole: bool = False, draws: int = 16,
-    seed: int = 0, batch: int = 64,
+    tokenizer: "PreTrainedTokenizerBase", specials: Specials, kind: str, whole: bool = False, goes_on: bool = False,
+    draws: int = 16, seed: int = 0, batch: int = 64,
 ) -> list[Ranked]:  # fmt: skip
     """Fillings of a text with gaps, likeliest first: nats are -log q(fillings | text with gaps).
 
@@ -200,16 +200,16 @@ def spelt(
 ) -> list[int]:
     """The tokens of a gap's content, as the tokenizer spells it there; `filling` reads the content back from them.
 
-    Tokenizers that put a space before every text, or none before what runs on, spell it after a letter.
+    Where a tokenizer puts a space before every text, or spells what runs on in another way, the text before is put before.
     """
     before = parts[number - 1] if number else ""
     before = before if isinstance(before, str) else ""
     own = before.endswith(" ") and tokens_of(parts, number - 1, tokenizer) != encode(tokenizer, before)
     first = encode(tokenizer, " " + content if own else content)
-    lead, letter = lead_of(tokenizer, before), encode(tokenizer, "x")
-    run = encode(tokenizer, "x" + (" " if lead else "") + content)
-    after = [run[len(letter) :]] if run[: len(letter)] == letter else []
-    for ids in (first, encode(tokenizer, content), *after):
+    lead = lead_of(tokenizer, before)
+    runs = [encode(tokenizer, start + lead + content) for start in (before[-32:].removesuffix(" "), "x", "a")]
+    ends = (run[begin:] for run in runs for begin in range(len(run)))
+    for ids in (first, encode(tokenizer, content), *ends):
         if read_gap(tokenizer, ids, lead).casefold() == content.casefold():
             return _readable(ids, content, tokenizer, specials)
     return _readable(first, content, tokenizer, specials)

@@ -34,7 +34,8 @@ MAX_GAP = 24  # tokens that a stock model writes into one gap, unless more are a
 class Likelihood:
     """How likely a model finds texts: a denoiser and the process whose bound measures it, and what the figure is in words.
 
-    whole: it is of the whole text, the user's words as well, which may go on where no gap ends it; else of fillings alone.
+    whole: it is of the whole text, the user's words as well; else of fillings alone. goes_on: a text that no gap ends may
+    be the beginning of a longer one, so that its end costs nothing.
     refusal: why there is no figure; "" where there is one.
     """
 
@@ -42,6 +43,7 @@ class Likelihood:
     process: Process
     kind: str
     whole: bool = False
+    goes_on: bool = False
     refusal: str = ""
 
 
@@ -191,4 +193,5 @@ def _chain(denoiser: Continuing, kind: str = "exact, whole text") -> Likelihood:
     refusal = ""
     if not denoiser.reading.first and denoiser.specials.bos >= denoiser.specials.size:
         refusal = "the model has no token that begins a text, so nothing says its first word; set tokenizer.bos_token"
-    return Likelihood(denoiser, Deletion(denoiser.specials), kind, whole=True, refusal=refusal)
+    alone = not denoiser.model.config.is_encoder_decoder
+    return Likelihood(denoiser, Deletion(denoiser.specials), kind, whole=True, goes_on=alone, refusal=refusal)
