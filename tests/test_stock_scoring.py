@@ -29,7 +29,7 @@ from writers import LAYERS, bart
 
 from textdiff.cli import main
 from textdiff.gaps import Gap, parse
-from textdiff.scoring import _measure, filled_state, rank, score, scorer, spelt
+from textdiff.scoring import measure, filled_state, rank, score, scorer, spelt
 from textdiff.spelling import lead_of, read_gap
 from textdiff.stock import stock_route
 from textdiff.tokens import Tokens
@@ -130,7 +130,7 @@ def test_whole_texts_add_up(kind: str, tools: dict) -> None:
         for v, w in itertools.product(range(size), repeat=2)
     ]
     parts = {name: tool[name] for name in ("denoiser", "process", "specials", "kind")}
-    nats, variance = _measure(rows, draws=1, seed=0, batch=64, **parts)
+    nats, variance = measure(rows, draws=1, seed=0, batch=64, **parts)
     assert float((-nats).exp().sum()) == pytest.approx(1, abs=1e-5) and not bool(variance.any())
     texts = [" ".join(words) for words in itertools.product("abc", repeat=2)]
     total = sum(math.exp(-found.nats) for found in score(texts, **tool))

@@ -104,7 +104,7 @@ def score(
             rows.append(_state([_Piece(ids[begin : begin + step], False, goes_on, goes_on)], specials))
             owner.append(number)
             counts.append(len(ids[begin : begin + step]))
-    nats, variance = _measure(rows, denoiser, process, specials, kind, draws, seed, batch)
+    nats, variance = measure(rows, denoiser, process, specials, kind, draws, seed, batch)
     sums = torch.zeros(3, len(texts), dtype=torch.float64)
     figures = torch.stack([nats, variance, torch.tensor(counts, dtype=torch.float64)])
     sums.index_add_(1, torch.tensor(owner, dtype=torch.int64), figures)
@@ -136,7 +136,7 @@ def rank(
             raise ValueError(
                 f"with {filling!r} the text has {row.ids.shape[1]} tokens, the model reads {longest}; shorten it"
             )
-    nats, variance = _measure(rows, denoiser, process, specials, kind, draws, seed, batch)
+    nats, variance = measure(rows, denoiser, process, specials, kind, draws, seed, batch)
     own = sum(len(part.encode()) for part in parts if isinstance(part, str)) if whole else 0
     result = []
     for number, (row, filling) in enumerate(zip(rows, given, strict=True)):
@@ -224,7 +224,7 @@ def _readable(ids: list[int], text: str, tokenizer: "PreTrainedTokenizerBase", s
     return ids
 
 
-def _measure(
+def measure(
     rows: Sequence[Tokens], denoiser: Denoiser, process: Process, specials: Specials, kind: str, draws: int, seed: int,
     batch: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

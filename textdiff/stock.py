@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.checkpoint import Checkpoint
 from textdiff.denoiser import Continuing, Denoiser, Middle, Onward, Parallel, Sentinels, fim_tokens, sentinel_ids
+from textdiff.denoiser.feeding import own_id
 from textdiff.leak import looks_ahead, need_bidirectional
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking, Process
@@ -182,7 +183,7 @@ def _causal(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
 
 def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """All that ends a text, or an answer in a chat."""
-    said = [model.config.get_text_config(decoder=True).eos_token_id, tokenizer.eos_token_id]
+    said = [own_id(model, "eos_token_id"), tokenizer.eos_token_id]
     said += [model.generation_config.eos_token_id] if model.can_generate() else []
     ids = (number for entry in said for number in (entry if isinstance(entry, list) else [entry]))
     return tuple(dict.fromkeys(number for number in ids if number is not None))

@@ -51,6 +51,8 @@ class TextInfillingPipeline(Pipeline):
     Output per text: one dict per sequence, {"generated_text", "score", "calls", "named", "gaps"}; a gap is {"text", "start",
     "end", "score", "name", "tokens", "probabilities"}. Scores are log-probabilities in nats of the words, given how many
     there are; offsets count characters of generated_text; "calls" is how often the model was run for the batch.
+    Where all gaps of a text are choices, of at most 64 combinations, and scores are exact, nothing is written word by word:
+    each combination is scored, and a choice with all its tokens is one event.
     `explain()` says which way the model fills, and why.
     """
 
@@ -168,7 +170,14 @@ class TextInfillingPipeline(Pipeline):
         return [result for page in pages for result in self._attempt([page], params)]
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return {"filled": infill(inputs["pages"], **self._sampling(options), **self._tools())}
+        pages, wanted = inputs["pages"], self._sampling(options)
+        own = {name: wanted[name] for name in ("decode", "seed", "samples")}
+        # who asks how words are to be written gets them written
+        said = {"num_steps", "rule", "logits_processor"} & {*options}
+        chosen = [None if said else self.opened.choose(page, **own) for page in pages]
+        rest = [page for page, found in zip(pages, chosen, strict=True) if found is None]
+        others = iter(infill(rest, **wanted, **self._tools()) if rest else ())
+        return {"filled": [next(others) if found is None else found for found in chosen]}
 
     def postprocess(self, outputs: dict[str, Any]) -> Any:
         filled = outputs["filled"]

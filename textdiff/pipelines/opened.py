@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, rule_of
+from textdiff.choosing import choose, few
+from textdiff.filling import Infill, Page
 from textdiff.gaps import Parts
 from textdiff.hub import push, save
+from textdiff.posterior import Decode
 from textdiff.scoring import rank, score, scorer
-from textdiff.stock import Route, checkpoint_route, stock_route
+from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route
 
 SAMPLED = 0.7  # the temperature of several sequences by a model whose default is the most probable one
 
@@ -55,6 +58,18 @@ class Opened:
         """See `scoring.rank`."""
         found = rank(text, fillings, **self.scorer, **options)
         return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
+
+    def choose(self, page: Page, decode: Decode, seed: int, samples: int) -> list[Infill] | None:
+        """See `choosing.choose`; None where something else than choices is open, or no exact score compares them."""
+        found = self._likelihood
+        if found.refusal or not found.kind.startswith("exact") or not few(page):
+            return None
+        tools = {name: self.scorer[name] for name in ("denoiser", "process", "tokenizer", "specials", "kind")}
+        return choose(page, decode=decode, seed=seed, samples=samples, **tools)
+
+    @cached_property
+    def _likelihood(self) -> Likelihood:
+        return self.route.likelihood()
 
     def sampling(self, options: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         """steps, rule, seed; and those of `names` that say how words are drawn: what was asked for, else the route's own."""
