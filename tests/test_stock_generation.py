@@ -166,10 +166,17 @@ def test_a_prompt_in_any_of_them_gives_text(path: str) -> None:
 def test_a_chat_ends_where_the_answer_ends() -> None:
     """With the template's tokens before it; any of the tokenizer's, the model's and its generation config's end tokens."""
     write = writer("middle")
+    write.tokenizer.bos_token = write.tokenizer.cls_token = None
     write.tokenizer.chat_template = "{% for m in messages %}<|endoftext|>{{ m.role }} {{ m.content }}{% endfor %} we "
     chat = [{"role": "user", "content": "We the People"}]
     (sequence,) = write(chat, max_new_tokens=4)
     assert sequence["generated_text"][:1] == chat and sequence["generated_text"][1]["role"] == "assistant"
+    # where the end of a text stands in for a BOS that the tokenizer lacks, the template alone says how a chat begins
+    middle = write.tokenizer.convert_tokens_to_ids("<fim_middle>")
+    write.tokenizer.chat_template = "<fim_middle>{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert [write.preprocess({"prompt": one})["head"] for one in (chat, "We")] == [middle, write.route.specials.bos]
+    assert write.preprocess({"prompt": chat})["ids"] == write.preprocess({"prompt": "We the People"})["ids"]
+    write(chat, max_new_tokens=4)
     model, fill = writer("causal, byte fallback").model, filler("causal, byte fallback")
     old, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [2, 70]
     ends = TextDiffusionPipeline(model=model, tokenizer=fill.tokenizer, task="text-diffusion").tools["denoiser"].ends

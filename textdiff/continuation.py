@@ -67,15 +67,16 @@ class Size:
 def write(
     prompts: Sequence[Sequence[int]], size: Size, *, denoiser: Denoiser, process: Process, specials: Specials,
     steps: int | None = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
-    numbers: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None, heads: Sequence[int] | None = None,
 ) -> Iterator[list[Written]]:  # fmt: skip
     """Go on from every prompt (token ids without BOS): the drafts of every step, the last of which are the texts.
 
     steps: turns of the loop; None for one per open token, as in `infill`.
     numbers: which sample each is of its prompt, 0 unless given; sample k of a prompt under a seed is the same text whatever
-    else is in the batch. ValueError for a prompt that leaves the model no room.
+    else is in the batch. heads: what each text begins with, BOS unless given, as of a chat whose template has another.
+    ValueError for a prompt that leaves the model no room.
     """
-    x = start_state(prompts, size, specials, denoiser.longest)
+    x = start_state(prompts, size, specials, denoiser.longest, heads)
     key = Key(Key.of(seed, torch.tensor(list(numbers or [0] * len(prompts)))).state ^ x.codes())
     device = next(denoiser.parameters()).device
     x, key = x.to(device), key.to(device)
@@ -99,17 +100,20 @@ def write(
             yield [*drafts]
 
 
-def start_state(prompts: Sequence[Sequence[int]], size: Size, specials: Specials, longest: int | None) -> Tokens:
+def start_state(
+    prompts: Sequence[Sequence[int]], size: Size, specials: Specials, longest: int | None,
+    heads: Sequence[int] | None = None,
+) -> Tokens:  # fmt: skip
     """(B, L) BOS, the prompt, both fixed, and one [GAP], or as many [MASK] as there will be words; then what ends texts."""
     rows, given = [], []
-    for prompt in prompts:
+    for head, prompt in zip(heads or [specials.bos] * len(prompts), prompts, strict=True):
         left = size.high if longest is None else longest - 1 - len(prompt) - len(specials.tail)
         if left < 1:
             raise ValueError(
                 f"the prompt has {len(prompt)} tokens, the model reads {longest} with BOS and what it writes; shorten it"
             )
         open_ = [specials.mask] * min(size.high, left) if size.known else [specials.gap]
-        rows.append([specials.bos, *prompt, *open_, *specials.tail])
+        rows.append([head, *prompt, *open_, *specials.tail])
         given.append((1 + len(prompt), 1 + len(prompt) + len(open_)))
     x = Tokens.from_rows(rows, specials.pad)
     first, last = torch.tensor(given)[:, :, None].unbind(1)

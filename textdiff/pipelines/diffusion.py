@@ -70,11 +70,19 @@ class TextDiffusionPipeline(Pipeline):
 
     def preprocess(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         prompt = inputs["prompt"]
+        bos = self.route.specials.bos
         if not isinstance(prompt, str):
             ids = self._chat(prompt)
-            return {"prompt": prompt, "ids": ids[1:] if ids[:1] == [self.tools["specials"].bos] else ids}
+            # a template says how a chat begins; a stand-in for the BOS that the tokenizer lacks does not
+            own = ids[:1] == [bos] or (self._stands_in(bos) and len(ids) > 0)
+            return {"prompt": prompt, "head": ids[0] if own else bos, "ids": ids[1:] if own else ids}
         # a word's space belongs to the word: the one that ends a prompt is the model's to write
-        return {"prompt": prompt, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
+        return {"prompt": prompt, "head": bos, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
+
+    def _stands_in(self, bos: int) -> bool:
+        """Whether a stock model's BOS is another token of its tokenizer, such as the end of a text."""
+        own = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        return self.opened.checkpoint is None and bos < self.route.specials.size and bos not in own
 
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The tokens of a chat by the tokenizer's template; a last message of the assistant is gone on with."""
@@ -110,12 +118,13 @@ class TextDiffusionPipeline(Pipeline):
         batch, samples, streamer = inputs["batch"], options.get("num_return_sequences", 1), options.get("streamer")
         size, wanted = self._wanted(options)
         prompts = [found["ids"] for found in batch for _ in range(samples)]
+        heads = [found["head"] for found in batch for _ in range(samples)]
         numbers = [number for _ in batch for number in range(samples)]
         if streamer is not None:
             streamer.put(self._padded(prompts))
         show = getattr(streamer, "put_draft", None)  # transformers' own capability check
         texts: list[Written] = []
-        for texts in write(prompts, size, numbers=numbers, **wanted, **self.tools):
+        for texts in write(prompts, size, numbers=numbers, heads=heads, **wanted, **self.tools):
             if show is not None:
                 show(value=self._padded([text.ids for text in texts]))
         if streamer is not None:
