@@ -20,7 +20,7 @@ from textdiff.gaps import Gap, parse
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw
 from textdiff.process import Deletion, Masking
-from textdiff.scoring import Score, measure, filled_state, lines, rank, score, scorer
+from textdiff.scoring import Score, filled_state, lines, measure, rank, score, scorer
 from textdiff.tokenizer import encode
 from textdiff.tokens import Tokens
 

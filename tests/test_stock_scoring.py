@@ -29,7 +29,7 @@ from writers import LAYERS, bart
 
 from textdiff.cli import main
 from textdiff.gaps import Gap, parse
-from textdiff.scoring import measure, filled_state, rank, score, scorer, spelt
+from textdiff.scoring import filled_state, measure, rank, score, scorer, spelt
 from textdiff.spelling import lead_of, read_gap
 from textdiff.stock import stock_route
 from textdiff.tokens import Tokens
@@ -230,6 +230,12 @@ def test_fillings_of_a_masked_model(tools: dict) -> None:
         assert one.score.nats == pytest.approx(-exact[one.filling[0]], abs=1e-5)
         assert one.score.error == 0 and one.score.tokens == 1
     assert sum(math.exp(-one.score.nats) for one in found) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_mask_token_is_a_gap_of_one_token() -> None:
+    fill = filler("masked, WordPiece")
+    masked, counted = (fill.rank(f"We {gap} of", ["the", "form"]) for gap in ("[MASK]", "[GAP:1]"))
+    assert masked == counted and masked[0]["nats"] < masked[1]["nats"]
 
 
 # Every kind of tokenizer and model

@@ -11,7 +11,7 @@ import torch
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, rule_of
 from textdiff.choosing import choose, few
 from textdiff.filling import Infill, Page
-from textdiff.gaps import Parts
+from textdiff.gaps import Parts, parse
 from textdiff.hub import push, save
 from textdiff.posterior import Decode
 from textdiff.scoring import rank, score, scorer
@@ -55,8 +55,9 @@ class Opened:
         return results[0] if isinstance(texts, str) else results
 
     def rank(self, text: str | Parts, fillings: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
-        """See `scoring.rank`."""
-        found = rank(text, fillings, **self.scorer, **options)
+        """See `scoring.rank`; the model's own mask token is a gap of one token, as in infilling."""
+        parts = parse(text, self.route.tokenizer.mask_token) if isinstance(text, str) else text
+        found = rank(parts, fillings, **self.scorer, **options)
         return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
 
     def choose(self, page: Page, decode: Decode, seed: int, samples: int) -> list[Infill] | None:
