@@ -43,6 +43,7 @@ LAYERS = (
         "drafts",
         "stock",
         "continuation",
+        "choosing",
         "generation",
         "streaming",
         "scoring",

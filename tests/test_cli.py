@@ -88,7 +88,7 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         ((*REFINE, "a b", "--keep", "c"), ["'c' is not in the text", "copy it"]),
         ((*REFINE, "a b", "--keep", "a b"), ["nothing to rewrite"]),
         ((*REFINE, "x y " * 100), ["the model reads 64"]),
-        (("generate", "plain"), [f"plain has no {CONFIG_NAME}"]),
+        (("evaluate", "plain"), [f"plain has no {CONFIG_NAME}"]),
         (("generate", "parallel", "--num-return-sequences", "0"), ["num_return_sequences 0 is not positive"]),
         (("evaluate",), ["name at least one model"]),
         (("evaluate", "parallel", "--dataset", "texts", "--text-column", "words"), ["no column 'words'", "text, body"]),

@@ -20,7 +20,7 @@ from textdiff.gaps import Gap, parse
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw
 from textdiff.process import Deletion, Masking
-from textdiff.scoring import Score, _measure, filled_state, lines, rank, score, scorer
+from textdiff.scoring import Score, filled_state, lines, measure, rank, score, scorer
 from textdiff.tokenizer import encode
 from textdiff.tokens import Tokens
 
@@ -111,7 +111,7 @@ def test_autoregressive_scores_add_up(made: dict, tools: dict) -> None:
     tool, ids = tools["autoregressive"], made["autoregressive"].specials
     rows = [Tokens.from_rows([[ids.bos, word]], ids.pad) for word in ids.words.tolist()]
     parts = {name: tool[name] for name in ("denoiser", "process", "specials", "kind")}
-    nats, variance = _measure(rows, draws=1, seed=0, batch=64, **parts)
+    nats, variance = measure(rows, draws=1, seed=0, batch=64, **parts)
     start = start_state([[Gap()]], tool["tokenizer"], ids)
     with torch.no_grad():
         denoiser, gap = tool["denoiser"], start.ids == ids.gap

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -80,9 +81,10 @@ def refine(args: list[str], prog: str) -> int:
 def generate(args: list[str], prog: str) -> int:
     """textdiff generate."""
     command = parse(Generate, args, prog=prog, description=EXAMPLES["generate"])
-    from textdiff.checkpoint import kind_of
+    from textdiff.checkpoint import find_config, kind_of
 
-    {"text": _generate_texts, "image": _generate_images}[kind_of(command.model)](command)
+    kind = kind_of(command.model) if command.model and find_config(command.model) else "text"
+    {"text": _generate_texts, "image": _generate_images}[kind](command)
     return 0
 
 
@@ -110,18 +112,20 @@ def _generate_images(command: Generate) -> None:
 
     if command.prompt:
         raise ValueError(f"--prompt {command.prompt!r}: {command.model} is a model of images; leave it out")
-    said = show(command.model, command.out, label=command.label, progress=_bar, **command.sampling.options())
+    said = show(command.model or "", command.out, label=command.label, progress=_bar, **command.sampling.options())
     print(json.dumps(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
 
 
 def score(args: list[str], prog: str) -> int:
     """textdiff score."""
     command = parse(Score, args, prog=prog, description=EXAMPLES["score"])
-    texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
+    texts, model = [command.first, *command.texts] if command.first or command.texts else [], command.model
+    if model is None and texts and _names_model(texts[0]):
+        model = texts.pop(0)
+    texts = texts or [line.rstrip("\n") for line in sys.stdin]
     if not texts:
         raise ValueError("no text to score; give one, or a line each on standard input")
-    from textdiff.checkpoint import load
-    from textdiff.scoring import lines, rank, scorer
+    from textdiff.scoring import lines, rank
     from textdiff.scoring import score as score_texts
 
     if command.within is not None:
@@ -129,8 +133,7 @@ def score(args: list[str], prog: str) -> int:
         from textdiff.gaps import parse as parse_gaps
 
         check(parse_gaps(command.within))  # before the model is loaded
-    _quiet()
-    tools: dict[str, Any] = scorer(load(command.model)) | {"draws": command.draws, "seed": command.seed}
+    tools: dict[str, Any] = _pipeline(model).opened.scorer | {"draws": command.draws, "seed": command.seed}
     if command.within is None:
         found = list(zip(texts, score_texts(texts, window=command.window, **tools), strict=True))
         found = sorted(found, key=lambda pair: pair[1].nats) if command.rank else found
@@ -139,6 +142,11 @@ def score(args: list[str], prog: str) -> int:
     for line in lines(found, command.json):
         print(line)
     return 0
+
+
+def _names_model(word: str) -> bool:
+    """Whether a word is a folder, or looks like the path of one, or like OWNER/NAME on the hub."""
+    return os.path.isdir(word) or bool(re.fullmatch(r"[\w.~-]*(/[\w.-]+)+", word))
 
 
 def evaluate(args: list[str], prog: str) -> int:
@@ -230,18 +238,11 @@ def _pipeline(model: str | None) -> Any:
     return open_infilling(model)
 
 
-def _text_diffusion(model: str) -> Any:
-    from textdiff.checkpoint import load
-    from textdiff.pipelines import TextDiffusionPipeline
+def _text_diffusion(model: str | None) -> Any:
+    from textdiff.pipelines import open_diffusion
 
     _quiet()
-    checkpoint = load(model)
-    return TextDiffusionPipeline(
-        model=checkpoint.model,
-        tokenizer=checkpoint.tokenizer,
-        diffusion_config=checkpoint.config,
-        task="text-diffusion",
-    )
+    return open_diffusion(model)
 
 
 def _write(results: list[list[dict[str, Any]]], as_json: bool) -> None:

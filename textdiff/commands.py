@@ -11,7 +11,7 @@ USAGE = """textdiff: train diffusion models of text, fill gaps of unknown length
   textdiff infill    fill the gaps of a text       textdiff infill "We must [GAP] the economy."
   textdiff refine    rewrite a draft               textdiff refine runs/demo "We must act on the jobs." --t 0.3
   textdiff generate  write texts, draw images      textdiff generate runs/demo --prompt "My fellow Americans,"
-  textdiff score     how likely texts are          textdiff score runs/demo "We go on." "On go we." --rank
+  textdiff score     how likely texts are          textdiff score "We go on." "On go we." --rank
   textdiff evaluate  how good a model is           textdiff evaluate runs/demo --dataset data/sotu --split test
 
 textdiff COMMAND --help explains each one."""
@@ -82,7 +82,8 @@ class Refine:
 class Generate:
     """Write texts from a blank page or go on from a prompt; or draw images, whichever the model was trained on."""
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[str | None] = None
+    """A folder or a hub name, of textdiff or any other language model; the one in the package unless given."""
     prompt: str = ""
     max_new_tokens: int | None = None
     """The most tokens that a text has after its prompt; --max-gap is another name for it."""
@@ -102,10 +103,13 @@ class Generate:
 class Score:
     """How likely texts are under a model, in nats and bits per byte: exact, or a bound with its standard error."""
 
-    model: tyro.conf.Positional[str]
-    """A trained model: a folder or a hub name."""
-    texts: tyro.conf.Positional[tuple[str, ...]]
+    first: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
+    """A folder or a hub name with a slash in it, of textdiff or any other language model. Anything else is a text, and the
+    model is that of --model, or the one in the package."""
+    texts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT ...")] = ()
     """Texts. None: a line each from stdin."""
+    model: str | None = None
+    """A folder or a hub name, whatever it looks like; then all words are texts."""
     within: str | None = None
     """A text with one [GAP]: the texts are fillings of it, and it is they that are scored, given the rest."""
     rank: bool = False
@@ -169,6 +173,7 @@ Examples:
     "generate": """Write texts from a blank page or go on from a prompt; or draw images, whichever the model was trained on.
 
 Examples:
+  textdiff generate --prompt "It was a dark and"
   textdiff generate runs/demo --num-return-sequences 3 --top-p 0.9
   textdiff generate runs/demo --prompt "My fellow Americans,"
   textdiff generate runs/demo --prompt "My fellow Americans," --num-steps 8 --rule partial:0.3 --json
@@ -178,7 +183,8 @@ Examples:
     "score": """How likely texts are under a model, in nats and in bits per byte; with a standard error where it is a bound.
 
 Examples:
-  textdiff score runs/demo "We go on." "On go we." --rank
+  textdiff score "We go on." "On go we." --rank
+  textdiff score --model gpt2 "We go on." "On go we."
   textdiff score runs/demo --within "We must [GAP] the economy." grow break strengthen
   textdiff score runs/demo --draws 64 --json < texts.txt""",
     "evaluate": """Measure models on texts they have not seen, or beside images they have not seen.

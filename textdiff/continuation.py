@@ -15,6 +15,7 @@ from torch import Tensor
 
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import Denoiser
+from textdiff.filling import OPEN, PRIOR, clocks
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.base import Process
@@ -24,8 +25,6 @@ from textdiff.tokens import Specials, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,17 @@ class Size:
 
 def write(
     prompts: Sequence[Sequence[int]], size: Size, *, denoiser: Denoiser, process: Process, specials: Specials,
-    steps: int = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
-    numbers: Sequence[int] | None = None,
+    steps: int | None = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
+    numbers: Sequence[int] | None = None, heads: Sequence[int] | None = None,
 ) -> Iterator[list[Written]]:  # fmt: skip
     """Go on from every prompt (token ids without BOS): the drafts of every step, the last of which are the texts.
 
+    steps: turns of the loop; None for one per open token, as in `infill`.
     numbers: which sample each is of its prompt, 0 unless given; sample k of a prompt under a seed is the same text whatever
-    else is in the batch. ValueError for a prompt that leaves the model no room.
+    else is in the batch. heads: what each text begins with, BOS unless given, as of a chat whose template has another.
+    ValueError for a prompt that leaves the model no room.
     """
-    x = start_state(prompts, size, specials, denoiser.longest)
+    x = start_state(prompts, size, specials, denoiser.longest, heads)
     key = Key(Key.of(seed, torch.tensor(list(numbers or [0] * len(prompts)))).state ^ x.codes())
     device = next(denoiser.parameters()).device
     x, key = x.to(device), key.to(device)
@@ -88,35 +89,40 @@ def write(
     if not size.known:  # a corruption makes markers of its own
         x = x.with_(slot=torch.where(x.ids == specials.gap, 1, x.slot))
     begins = [len(prompt) + 1 for prompt in prompts]
-    for step in sample(_Settled(denoiser), process, x, steps=steps, rule=rule, decode=decode, key=key):
-        x0 = step.draw.x0.to("cpu")
-        sizes = x0.valid.sum(1).tolist()
-        yield [
-            Written(x0.ids[row, begin:end].tolist(), x0.score[row, begin:end].tolist())
-            for row, (begin, end) in enumerate(zip(begins, sizes, strict=True))
-        ]
+    drafts = [Written([], []) for _ in prompts]
+    for turns, mine in clocks(x, specials, steps):
+        now = x if len(mine) == len(x) else x[mine]
+        for step in sample(_Settled(denoiser), process, now, steps=turns, rule=rule, decode=decode, key=key[mine]):
+            x0 = step.draw.x0.to("cpu")
+            for place, (row, end) in enumerate(zip(mine.tolist(), x0.valid.sum(1).tolist(), strict=True)):
+                part = slice(begins[row], end - len(specials.tail))
+                drafts[row] = Written(x0.ids[place, part].tolist(), x0.score[place, part].tolist())
+            yield [*drafts]
 
 
-def start_state(prompts: Sequence[Sequence[int]], size: Size, specials: Specials, longest: int | None) -> Tokens:
-    """(B, L) BOS, the prompt, both fixed, and one [GAP], or as many [MASK] as there will be words."""
+def start_state(
+    prompts: Sequence[Sequence[int]], size: Size, specials: Specials, longest: int | None,
+    heads: Sequence[int] | None = None,
+) -> Tokens:  # fmt: skip
+    """(B, L) BOS, the prompt, both fixed, and one [GAP], or as many [MASK] as there will be words; then what ends texts."""
     rows, given = [], []
-    for prompt in prompts:
-        left = size.high if longest is None else longest - 1 - len(prompt)
+    for head, prompt in zip(heads or [specials.bos] * len(prompts), prompts, strict=True):
+        left = size.high if longest is None else longest - 1 - len(prompt) - len(specials.tail)
         if left < 1:
             raise ValueError(
                 f"the prompt has {len(prompt)} tokens, the model reads {longest} with BOS and what it writes; shorten it"
             )
         open_ = [specials.mask] * min(size.high, left) if size.known else [specials.gap]
-        rows.append([specials.bos, *prompt, *open_])
-        given.append(1 + len(prompt))
+        rows.append([head, *prompt, *open_, *specials.tail])
+        given.append((1 + len(prompt), 1 + len(prompt) + len(open_)))
     x = Tokens.from_rows(rows, specials.pad)
-    column, first = torch.arange(x.ids.shape[1])[None], torch.tensor(given)[:, None]
-    fixed, written = column < first, (column >= first) & x.valid
-    sealed = x.valid if size.known else column < first - 1
+    first, last = torch.tensor(given)[:, :, None].unbind(1)
+    column = torch.arange(x.ids.shape[1])[None]
+    written = (column >= first) & (column < last)
     return x.with_(
-        fixed=fixed,
+        fixed=x.valid & ~written,
         counted=written & size.known,
-        sealed=sealed,
+        sealed=x.valid & (size.known | (column < first - 1) | (column >= last)),
         part=x.valid.long(),  # of a mixture, the first process fills what a user left open
         slot=(written & (not size.known)).long(),
     )

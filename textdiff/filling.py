@@ -258,7 +258,7 @@ def infill(
         x = denoiser.open(x, decode, key.fold(OPEN))
         x = process.prior(x, key.fold(PRIOR))
         opening = calls[0]
-        for turns, mine in _clocks(x, specials, steps):
+        for turns, mine in clocks(x, specials, steps):
             calls[0] = opening
             now = x if len(mine) == len(x) else x[mine]
             for step in sample(denoiser, process, now, steps=turns, rule=rule, decode=decode, key=key[mine]):
@@ -271,7 +271,7 @@ def infill(
     return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
 
 
-def _clocks(x: Any, specials: Specials, steps: int | None) -> Iterator[tuple[int, Tensor]]:
+def clocks(x: Any, specials: Specials, steps: int | None) -> Iterator[tuple[int, Tensor]]:
     """How many turns, and which rows take so many: each at its own clock, whatever it is batched with."""
     if steps is not None:
         yield steps, torch.arange(len(x))

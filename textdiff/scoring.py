@@ -2,18 +2,21 @@
 
     -log p(x_0) <= E[sum over looks of weight * -log q(x_0 | x_t)]
 
-with the best bound that the checkpoint has: exact and in one call for autoregressive denoisers, by unbiased draws for
-parallel ones, whose mean comes with its standard error. A text with gaps is the same with the user's words held fixed: what
-is corrupted, and so counted, is the filling alone, and the figure is -log q(fillings | text with gaps), lengths included
-where the model says them. Both are of the one way in which the tokenizer spells the text, so they bound -log p of the
-string from above.
+with the best bound that the model has: exact and in one call for autoregressive denoisers, by unbiased draws for parallel
+ones, whose mean comes with its standard error. A text with gaps is the same with the user's words held fixed: what is
+corrupted, and so counted, is the filling alone, and the figure is -log q(fillings | text with gaps), lengths included
+where the model says them. Stock models that write from left to right say -log p of the whole text instead:
+
+    p(text with its gaps filled) = q(fillings | text with gaps) p(text with gaps)
+
+so that fillings are ranked alike, and by how much. All are of the one way in which the tokenizer spells the text, so they
+bound -log p of the string from above.
 """
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,17 +24,22 @@ from torch import Tensor
 
 from textdiff.checkpoint import Checkpoint
 from textdiff.denoiser.base import Denoiser
-from textdiff.filling import start_state, tokens_of
-from textdiff.gaps import Gap, Parts, parse, tidy
+from textdiff.filling import tokens_of
+from textdiff.gaps import TOUCHING, Gap, Parts, check, parse, tidy
 from textdiff.keys import Key
 from textdiff.process import Deletion
 from textdiff.process.base import Process
+from textdiff.spelling import lead_of, read_gap
+from textdiff.stock import Route, checkpoint_route
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_LOGITS = 1 << 25  # at most so many are held at once, unless one text alone has more
 
 
 @dataclass(frozen=True)
@@ -57,40 +65,49 @@ class Ranked:
     score: Score
 
 
-def scorer(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What `score` and `rank` need of a checkpoint."""
-    process, kind = checkpoint.config.likelihood(checkpoint.specials, checkpoint.model)
-    tools = checkpoint.tools()
-    return {name: tools[name] for name in ("denoiser", "tokenizer", "specials")} | {"process": process, "kind": kind}
+def scorer(source: Route | Checkpoint) -> dict[str, Any]:
+    """What `score` and `rank` need of a model. ValueError, with the remedy, for one that has no figure."""
+    route = checkpoint_route(source) if isinstance(source, Checkpoint) else source
+    found = route.likelihood()
+    if found.refusal:
+        raise ValueError(found.refusal)
+    return {
+        "denoiser": found.denoiser, "process": found.process, "tokenizer": route.tokenizer, "specials": route.specials,
+        "kind": found.kind, "whole": found.whole, "goes_on": found.goes_on,
+    }  # fmt: skip
 
 
 def score(
     texts: Sequence[str], *, denoiser: Denoiser, process: Process, tokenizer: "PreTrainedTokenizerBase",
-    specials: Specials, kind: str, draws: int = 16, window: int | None = None, seed: int = 0, batch: int = 64,
+    specials: Specials, kind: str, whole: bool = False, goes_on: bool = False, draws: int = 16,
+    window: int | None = None, seed: int = 0, batch: int = 64,
 ) -> list[Score]:  # fmt: skip
     """Whole texts, whatever gaps they spell. Text i's score does not depend on what else is scored.
 
+    By causal models a text may go on (`goes_on`): what it costs to end is not counted. Encoder-decoders take it for the
+    filling of a blank page, which ends.
     window: cut texts into stretches of so many tokens, each scored as a text of its own; None takes texts whole.
-    ValueError for a text that is longer than the model can score.
+    ValueError for a text that is longer than the model can score, or that its tokenizer cannot spell.
     """
     longest = _longest(denoiser, process, specials)
     if window is not None and not 1 <= window <= (longest or window):
         raise ValueError(f"window {window} is not between 1 and what the model scores at once, {longest} tokens")
-    rows, owner = [], []
+    rows, owner, counts = [], [], []
     for number, text in enumerate(texts):
-        ids = encode(tokenizer, text)
+        ids = _readable(encode(tokenizer, text), text, tokenizer, specials)
         if window is None and longest is not None and len(ids) > longest:
             raise ValueError(
                 f"the text has {len(ids)} tokens, the model scores {longest}; shorten it, or set window {longest}"
             )
         step = window or max(len(ids), 1)
         for begin in range(0, max(len(ids), 1), step):
-            rows.append(Tokens.from_rows([[specials.bos, *ids[begin : begin + step]]], specials.pad))
+            rows.append(_state([_Piece(ids[begin : begin + step], False, goes_on, goes_on)], specials))
             owner.append(number)
-    nats, variance = _measure(rows, denoiser, process, specials, kind, draws, seed, batch)
-    tokens = torch.tensor([row.sizes.item() for row in rows], dtype=torch.float64)
+            counts.append(len(ids[begin : begin + step]))
+    nats, variance = measure(rows, denoiser, process, specials, kind, draws, seed, batch)
     sums = torch.zeros(3, len(texts), dtype=torch.float64)
-    sums.index_add_(1, torch.tensor(owner, dtype=torch.int64), torch.stack([nats, variance, tokens]))
+    figures = torch.stack([nats, variance, torch.tensor(counts, dtype=torch.float64)])
+    sums.index_add_(1, torch.tensor(owner, dtype=torch.int64), figures)
     return [
         _score(nats, variance, count, len(text.encode()), kind)
         for (nats, variance, count), text in zip(sums.T.tolist(), texts, strict=True)
@@ -99,13 +116,16 @@ def score(
 
 def rank(
     text: str | Parts, fillings: Sequence[str | Sequence[str]], *, denoiser: Denoiser, process: Process,
-    tokenizer: "PreTrainedTokenizerBase", specials: Specials, kind: str, draws: int = 16, seed: int = 0, batch: int = 64,
+    tokenizer: "PreTrainedTokenizerBase", specials: Specials, kind: str, whole: bool = False, goes_on: bool = False,
+    draws: int = 16, seed: int = 0, batch: int = 64,
 ) -> list[Ranked]:  # fmt: skip
     """Fillings of a text with gaps, likeliest first: nats are -log q(fillings | text with gaps).
 
-    A filling is a string for each gap, or a string alone where there is one gap. Where kind says "length given", fillings of
-    different lengths are not compared fairly: how likely the lengths are is not counted. ValueError for a filling that has
-    not as many strings as there are gaps, or not the tokens of a gap of known length.
+    A filling is a string for each gap, or a string alone where there is one gap. Where kind says "whole text", nats are of
+    the filled text: between two fillings they differ as -log q(fillings | text with gaps) does, with the cost of the text's
+    end where a gap of unknown length ends it. Where kind says "length given", fillings of different lengths are not compared
+    fairly: how likely the lengths are is not counted. ValueError for a filling that has not as many strings as there are
+    gaps, or not the tokens of a gap of known length, or that the tokenizer cannot spell.
     """
     parts = tidy(parse(text) if isinstance(text, str) else text)
     given = [(filling,) if isinstance(filling, str) else tuple(filling) for filling in fillings]
@@ -116,13 +136,36 @@ def rank(
             raise ValueError(
                 f"with {filling!r} the text has {row.ids.shape[1]} tokens, the model reads {longest}; shorten it"
             )
-    nats, variance = _measure(rows, denoiser, process, specials, kind, draws, seed, batch)
+    nats, variance = measure(rows, denoiser, process, specials, kind, draws, seed, batch)
+    own = sum(len(part.encode()) for part in parts if isinstance(part, str)) if whole else 0
     result = []
     for number, (row, filling) in enumerate(zip(rows, given, strict=True)):
-        size = sum(len(content.encode()) for content in filling)
-        found = _score(float(nats[number]), float(variance[number]), float(row.sizes), size, kind)
-        result.append(Ranked(filling, found))
+        size = own + sum(len(content.encode()) for content in filling)
+        count = row.ids.shape[1] - 1 - len(specials.tail) if whole else float(row.sizes)
+        result.append(Ranked(filling, _score(float(nats[number]), float(variance[number]), count, size, kind)))
     return sorted(result, key=lambda ranked: ranked.score.nats)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens that follow each other, the user's own or a gap's; and whether their number is known, nothing missing there."""
+
+    ids: Sequence[int]
+    fixed: bool
+    counted: bool
+    sealed: bool
+
+
+def _state(parts: Sequence[_Piece], specials: Specials) -> Tokens:
+    """(1, L) a text with what stands around it: text is missing after a token only where the next piece is no sealed one."""
+    around = (_Piece([specials.bos], True, False, True), _Piece(specials.tail, True, False, True))
+    row: list[tuple[int, bool, bool, bool]] = []
+    for piece in (around[0], *parts, around[1]):
+        if not piece.sealed:
+            row[-1] = (*row[-1][:3], False)
+        row += [(token, piece.fixed, piece.counted, piece.sealed) for token in piece.ids]
+    ids, fixed, counted, sealed = (torch.tensor([list(column)]) for column in zip(*row, strict=True))
+    return Tokens.of(ids, torch.zeros_like(ids), fixed, counted, sealed).with_(part=torch.ones_like(ids))
 
 
 def filled_state(
@@ -130,46 +173,58 @@ def filled_state(
 ) -> Tokens:
     """(1, L) a text with its gaps filled: the user's words fixed, and text missing nowhere but in the gaps."""
     parts = tidy(parts)
-    gaps = [number for number, part in enumerate(parts) if isinstance(part, Gap)]
+    gaps = [part for part in parts if isinstance(part, Gap)]
     if len(filling) != len(gaps):
         raise ValueError(f"{filling!r} is {len(filling)} strings for {len(gaps)} gaps; give one for each gap")
-    start = start_state([parts], tokenizer, specials)
-    contents = iter(zip(filling, gaps, strict=True))
-    row: list[tuple[int, bool, bool, bool]] = []
-    for (open_, _), columns in groupby(range(start.ids.shape[1]), key=lambda column: _stretch(start, column)):
-        here = list(columns)
-        if not open_:
-            flags = (start.ids, start.fixed, start.counted, start.sealed)
-            row += [tuple(flag[0, column].item() for flag in flags) for column in here]  # type: ignore[misc]
+    check(parts)
+    contents, pieces_ = iter(filling), list[_Piece]()
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            if ids := tokens_of(parts, number, tokenizer):
+                pieces_.append(_Piece(ids, True, False, True))
             continue
-        content, number = next(contents)
-        ids = encode(tokenizer, _lead(parts, number, tokenizer) + content)
-        known = bool(start.counted[0, here[0]])
-        if known and len(ids) != len(here):
+        content, known = next(contents), part.length is not None
+        if not known and pieces_ and not pieces_[-1].sealed:  # the tokenizer has no token for the text in between
+            raise ValueError(TOUCHING)
+        ids = spelt(content, parts, number, tokenizer, specials)
+        if known and len(ids) != part.length:
             raise ValueError(
-                f"{content!r} has {len(ids)} tokens and its gap {len(here)}; give text of that length, or [GAP]"
+                f"{content!r} has {len(ids)} tokens and its gap {part.length}; give text of that length, or [GAP]"
             )
-        row += [(token, False, known, known) for token in ids]
-    ids_, fixed, counted, sealed = (torch.tensor([list(column)]) for column in zip(*row, strict=True))
-    x = Tokens.of(ids_, torch.zeros_like(ids_), fixed, counted, sealed)
-    return x.with_(part=torch.ones_like(ids_))
+        pieces_.append(_Piece(ids, False, known, known))
+    return _state(pieces_, specials)
 
 
-def _stretch(start: Tokens, column: int) -> tuple[bool, int]:
-    """Whether the column is of a gap, and which stretch it belongs to."""
-    before = start.fixed[0, :column].sum()
-    return not bool(start.fixed[0, column]), int(before) if not bool(start.fixed[0, column]) else -1
+def spelt(
+    content: str, parts: Parts, number: int, tokenizer: "PreTrainedTokenizerBase", specials: Specials
+) -> list[int]:
+    """The tokens of a gap's content, as the tokenizer spells it there; `filling` reads the content back from them.
 
-
-def _lead(parts: Parts, number: int, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The space that `gaps.tokens_of` leaves to the gap to write."""
+    Where a tokenizer puts a space before every text, or spells what runs on in another way, the text before is put before.
+    """
     before = parts[number - 1] if number else ""
-    if not isinstance(before, str) or not before.endswith(" "):
-        return ""
-    return "" if tokens_of(parts, number - 1, tokenizer) == encode(tokenizer, before) else " "
+    before = before if isinstance(before, str) else ""
+    own = before.endswith(" ") and tokens_of(parts, number - 1, tokenizer) != encode(tokenizer, before)
+    first = encode(tokenizer, " " + content if own else content)
+    lead = lead_of(tokenizer, before)
+    runs = [encode(tokenizer, start + lead + content) for start in (before[-32:].removesuffix(" "), "x", "a")]
+    ends = (run[begin:] for run in runs for begin in range(len(run)))
+    for ids in (first, encode(tokenizer, content), *ends):
+        if read_gap(tokenizer, ids, lead).casefold() == content.casefold():
+            return _readable(ids, content, tokenizer, specials)
+    return _readable(first, content, tokenizer, specials)
 
 
-def _measure(
+def _readable(ids: list[int], text: str, tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> list[int]:
+    """The ids themselves. ValueError where one is no text, as [UNK] is."""
+    strange = sorted({*ids} & {*specials.not_text})
+    if strange:
+        name = tokenizer.convert_ids_to_tokens(strange[0])
+        raise ValueError(f"the tokenizer reads {name} in {text[:60]!r}, which is no text to the model; leave it out")
+    return ids
+
+
+def measure(
     rows: Sequence[Tokens], denoiser: Denoiser, process: Process, specials: Specials, kind: str, draws: int, seed: int,
     batch: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -182,8 +237,10 @@ def _measure(
     values = torch.zeros(len(rows) * draws, dtype=torch.float64)
     # shortest first, so that little is padded; the noise is that of the text and the draw, not of the batch
     order = sorted(range(len(values)), key=lambda place: rows[place // draws].ids.shape[1])
-    for begin in range(0, len(order), batch):
-        mine = order[begin : begin + batch]
+    while order:
+        widest = rows[order[min(batch, len(order)) - 1] // draws].ids.shape[1]
+        here = min(batch, max(1, _LOGITS // (widest * max(specials.size, 1))))
+        mine, order = order[:here], order[here:]
         x0 = concatenate([rows[place // draws] for place in mine], specials.pad)
         key = Key(Key.of(seed, torch.tensor([place % draws for place in mine])).state ^ x0.codes())
         values[mine] = udm.bound(x0.to(device), key.to(device)).cpu()
@@ -210,8 +267,8 @@ def _score(nats: float, variance: float, tokens: float, size: int, kind: str) ->
 
 
 def _longest(denoiser: Denoiser, process: Process, specials: Specials) -> int | None:
-    """How many tokens of text are scored at once: what the model reads beside BOS, and what it has a length for."""
-    limits = [] if denoiser.longest is None else [denoiser.longest - 1]
+    """How many tokens of text are scored at once: what the model reads beside BOS, and what it can say a length of."""
+    limits = [] if denoiser.longest is None else [denoiser.longest - 1 - len(specials.tail)]
     if isinstance(process, Deletion) and specials.lengths:
         limits.append(len(specials.lengths) - 1)
     return min(limits, default=None)

@@ -5,14 +5,20 @@ encoder-decoder, sentinels   T5: <extra_id_0> ... <extra_id_1> ...
 encoder-decoder, <mask>      BART: rewrites the text; its law given the user's words, by sequential Monte Carlo
 causal, fill-in-the-middle   prefix, suffix, middle
 causal                       its own law given the words to the right, by sequential Monte Carlo
+
+How likely it finds texts, the best figure there is: a masked model a bound, E[n/k sum of -log q of k hidden words], with k
+uniform on 1..n and which words drawn (any order, arXiv:2110.02037); the others the chain rule, exactly.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from textdiff.checkpoint import Checkpoint
-from textdiff.denoiser import Continuing, Denoiser, Middle, Parallel, Sentinels, fim_tokens, sentinel_ids
+from textdiff.denoiser import Continuing, Denoiser, Middle, Onward, Parallel, Sentinels, fim_tokens, sentinel_ids
+from textdiff.denoiser.feeding import own_id
 from textdiff.leak import looks_ahead, need_bidirectional
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking, Process
@@ -26,10 +32,28 @@ MAX_GAP = 24  # tokens that a stock model writes into one gap, unless more are a
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds texts: a denoiser and the process whose bound measures it, and what the figure is in words.
+
+    whole: it is of the whole text, the user's words as well; else of fillings alone. goes_on: a text that no gap ends may
+    be the beginning of a longer one, so that its end costs nothing.
+    refusal: why there is no figure; "" where there is one.
+    """
+
+    denoiser: Denoiser
+    process: Process
+    kind: str
+    whole: bool = False
+    goes_on: bool = False
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
 class Route:
     """How a model fills: what `infill` needs, its defaults, and the reason in words.
 
-    spaced, beside: see `prepare`. candidates: see `infill`.
+    likelihood: how likely it finds texts. onward: what writes on after a text, for causal models without particles.
+    keeps_lengths: it writes exactly as much as is asked. spaced, beside: see `prepare`. candidates: see `infill`.
     """
 
     denoiser: Denoiser
@@ -41,6 +65,9 @@ class Route:
     decode: Decode
     spaced: bool
     reason: str
+    likelihood: Callable[[], Likelihood]  # both are made when they are asked for: they may try the model out
+    onward: Callable[[], Denoiser]
+    keeps_lengths: bool = False
     beside: bool = False
     candidates: int = 1
 
@@ -56,7 +83,9 @@ def checkpoint_route(checkpoint: Checkpoint) -> Route:
     )
     return Route(
         tools["denoiser"], tools["process"], tokenizer, tools["specials"], config.num_steps, config.rule, config.decode(),
-        checkpoint.config.num_steps == 1 or not tools["specials"].lengths, reason, candidates=config.candidates,
+        checkpoint.config.num_steps == 1 or not tools["specials"].lengths, reason,
+        lambda: Likelihood(tools["denoiser"], *config.likelihood(tools["specials"], checkpoint.model)),
+        lambda: tools["denoiser"], config.keeps_lengths, candidates=config.candidates,
     )  # fmt: skip
 
 
@@ -106,24 +135,35 @@ def _words(denoiser: Parallel, tokenizer: Any, ids: Specials, reason: str) -> Ro
     """Every open token has a turn of its own."""
     if denoiser.feed.apart:
         reason += "; padding shows in what it says, so texts of one length at a time"
-    decode = Decode(temperature=0.0, max_gap=MAX_GAP)
-    return Route(denoiser, Masking(ids, counts=True), tokenizer, ids, None, "ranked", decode, True, reason, beside=True)
+    decode, process = Decode(temperature=0.0, max_gap=MAX_GAP), Masking(ids, counts=True)
+    found = Likelihood(denoiser, process, "bound, any order, length given")
+    return Route(
+        denoiser, process, tokenizer, ids, None, "ranked", decode, True, reason, lambda: found, lambda: denoiser,
+        keeps_lengths=True, beside=True,
+    )  # fmt: skip
 
 
-def _gaps(denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str) -> Route:
+def _gaps(
+    denoiser: Denoiser, tokenizer: Any, ids: Specials, reason: str, likelihood: Callable[[], Likelihood],
+    onward: Callable[[], Denoiser],
+) -> Route:  # fmt: skip
     """All gaps are written in one turn, word by word."""
     decode = Decode(temperature=0.0, max_gap=MAX_GAP)
-    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason)
+    return Route(denoiser, Deletion(ids), tokenizer, ids, 1, "posterior", decode, True, reason, likelihood, onward)
 
 
 def _seq2seq(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
     sentinels = sentinel_ids(tokenizer)
     if sentinels:
         reason = f"{name} has sentinels: the encoder reads the text, the decoder writes all gaps in order"
-        return _gaps(Sentinels(model.eval(), ids, sentinels), tokenizer, ids, reason)
+        writer = Sentinels(model.eval(), ids, sentinels)
+        found = Likelihood(writer, Deletion(ids), "exact, fillings and their lengths")
+        return _gaps(writer, tokenizer, ids, reason, lambda: found, lambda: writer)
     if ids.mask < ids.size:
         reason = f"{name} reads a mask per gap and rewrites the text: continuations weighed by the words to their right"
-        return _gaps(Continuing(model.eval(), ids), tokenizer, ids, reason)
+        rewriter = Continuing(model.eval(), ids)
+        kind = "exact, whole text as it is rewritten"
+        return _gaps(rewriter, tokenizer, ids, reason, lambda: _chain(rewriter, kind), lambda: Onward(rewriter))
     raise ValueError(f"{name} cannot fill gaps: its tokenizer has neither <extra_id_0> nor a mask token")
 
 
@@ -132,9 +172,29 @@ def _causal(model: Any, tokenizer: Any, ids: Specials, name: str) -> Route:
         need_bidirectional(model)
         reason = f"{name} sees both sides (is_causal is false): lengths by search, words in turn, the surest first"
         return _words(Parallel(model.eval(), ids), tokenizer, ids, reason)
-    marks = fim_tokens(tokenizer)
+    ends, marks = _ends(model, tokenizer), fim_tokens(tokenizer)
     if marks is not None:
         reason = f"{name} has fill-in-the-middle tokens: each gap is written in sight of what follows"
-        return _gaps(Middle(model.eval(), ids, marks), tokenizer, ids, reason)
+        writer = Middle(model.eval(), ids, marks)
+        plain = cache(lambda: Continuing(model, ids))
+        return _gaps(writer, tokenizer, ids, reason, lambda: _chain(plain()), lambda: Onward(plain(), ends))
     reason = f"{name} reads from left to right: continuations weighed by the words to their right"
-    return _gaps(Continuing(model.eval(), ids), tokenizer, ids, reason)
+    denoiser = Continuing(model.eval(), ids)
+    return _gaps(denoiser, tokenizer, ids, reason, lambda: _chain(denoiser), lambda: Onward(denoiser, ends))
+
+
+def _ends(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """All that ends a text, or an answer in a chat."""
+    said = [own_id(model, "eos_token_id"), tokenizer.eos_token_id]
+    said += [model.generation_config.eos_token_id] if model.can_generate() else []
+    ids = (number for entry in said for number in (entry if isinstance(entry, list) else [entry]))
+    return tuple(dict.fromkeys(number for number in ids if number is not None))
+
+
+def _chain(denoiser: Continuing, kind: str = "exact, whole text") -> Likelihood:
+    """By the chain rule over a whole text: of its fillings a joint score, up to what is the same for all of them."""
+    refusal = ""
+    if not denoiser.reading.first and denoiser.specials.bos >= denoiser.specials.size:
+        refusal = "the model has no token that begins a text, so nothing says its first word; set tokenizer.bos_token"
+    alone = not denoiser.model.config.is_encoder_decoder
+    return Likelihood(denoiser, Deletion(denoiser.specials), kind, whole=True, goes_on=alone, refusal=refusal)

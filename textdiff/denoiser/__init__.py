@@ -7,6 +7,7 @@ from textdiff.denoiser.continuing import Continuing
 from textdiff.denoiser.embedded import Embedded
 from textdiff.denoiser.image import Pixels, optimal_variance
 from textdiff.denoiser.middle import FimTokens, Middle, fim_tokens
+from textdiff.denoiser.onward import Onward
 from textdiff.denoiser.parallel import Parallel
 from textdiff.denoiser.sentinels import Sentinels, sentinel_ids
 
@@ -18,6 +19,7 @@ __all__ = [
     "Embedded",
     "FimTokens",
     "Middle",
+    "Onward",
     "Oracle",
     "Parallel",
     "Pixels",

@@ -1,6 +1,6 @@
 """transformers pipelines: `text-infilling` and `text-diffusion`. Importing this registers them."""
 
-from typing import Any
+from typing import TypeVar, cast
 
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -11,6 +11,8 @@ from textdiff.pipelines.diffusion import TextDiffusionPipeline
 from textdiff.pipelines.infilling import TextInfillingPipeline
 
 __all__ = ["TextDiffusionPipeline", "TextInfillingPipeline"]
+
+P = TypeVar("P", TextInfillingPipeline, TextDiffusionPipeline)
 
 # on import: `textdiff._register` imports this package as soon as transformers' pipelines are there
 PIPELINE_REGISTRY.register_pipeline(
@@ -27,15 +29,22 @@ def open_infilling(path: str | None = None) -> TextInfillingPipeline:
 
     ValueError, of one line, for what cannot be loaded.
     """
-    path = path or box()
+    return _opened("text-infilling", TextInfillingPipeline, path or box())
+
+
+def open_diffusion(path: str | None = None) -> TextDiffusionPipeline:
+    """As `open_infilling`, for writing on."""
+    return _opened("text-diffusion", TextDiffusionPipeline, path or box())
+
+
+def _opened(task: str, kind: type[P], path: str) -> P:
     if find_config(path) is not None:
         found = load(path)
-        parts: dict[str, Any] = {"model": found.model, "tokenizer": found.tokenizer, "diffusion_config": found.config}
-        return TextInfillingPipeline(**parts, task="text-infilling")
+        return kind(model=found.model, tokenizer=found.tokenizer, diffusion_config=found.config, task=task)
     from transformers import pipeline
 
     try:
-        return pipeline("text-infilling", model=path)
+        return cast(P, pipeline(task, model=path))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

@@ -1,7 +1,7 @@
 """`pipeline("text-diffusion")`: texts from a blank page, from a prompt, or as the answer in a chat."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file, rule_of
+from textdiff.checkpoint import DiffusionConfig
 from textdiff.continuation import Size, Written, cut, until, write
-from textdiff.hub import push, save
-from textdiff.posterior import Decode
-from textdiff.scoring import score, scorer
-from textdiff.tokenizer import encode, prepare_tokenizer
+from textdiff.pipelines.opened import Opened
+from textdiff.tokenizer import encode
 
 TASK = "text-diffusion"
 _WRITING = ("max_new_tokens", "min_new_tokens", "num_steps", "rule", "temperature", "top_k", "top_p", "seed")
@@ -22,13 +20,13 @@ _OPTIONS = {*_WRITING, "num_return_sequences", "streamer", "stop_strings", "retu
 
 
 class TextDiffusionPipeline(Pipeline):
-    """Write on from prompts.
+    """Write on from prompts, by a textdiff checkpoint or by any masked, encoder-decoder or causal language model.
 
     Input: a prompt, "" for a blank page; a chat, a list of {"role", "content"}, where the tokenizer has a chat template; or
-    a list of either. Options, at construction or at the call: max_new_tokens (the checkpoint's max_gap unless given; exactly
-    that many where it keeps lengths), min_new_tokens, num_return_sequences, num_steps, rule, temperature, top_k, top_p,
-    seed, stop_strings (a text ends with the first of them), return_full_text (the prompt with it, as is usual), streamer
-    (see `generation.generate`), batch_size.
+    a list of either. Options, at construction or at the call: max_new_tokens (the checkpoint's max_gap unless given, 24 for
+    other models; exactly that many where the model keeps lengths, as masked ones do), min_new_tokens,
+    num_return_sequences, num_steps, rule, temperature, top_k, top_p, seed, stop_strings (a text ends with the first of
+    them), return_full_text (the prompt with it, as is usual), streamer (see `generation.generate`), batch_size.
     Output per prompt: one dict per sequence, {"generated_text", "score"}, for a chat with the messages and the
     assistant's as generated_text; the score is the log-probability in nats of the words written, given how many there are.
     What a prompt spells is text, and comes back byte for byte. In a chat special tokens are the template's alone: a message
@@ -41,14 +39,15 @@ class TextDiffusionPipeline(Pipeline):
     _load_tokenizer = True
 
     def __init__(self, *args: Any, diffusion_config: DiffusionConfig | None = None, **kwargs: Any) -> None:
-        model: Any = kwargs.get("model", args[0] if args else None)
-        self.diffusion_config = diffusion_config or DiffusionConfig.read(config_file(model.config._name_or_path))
         super().__init__(*args, **kwargs)
-        # user text that spells a special token stays text
-        self.tokenizer: Any = prepare_tokenizer(kwargs["tokenizer"])
-        self.checkpoint = Checkpoint(self.model, self.tokenizer, self.diffusion_config)
-        tools = self.checkpoint.tools()
-        self.tools = {name: tools[name] for name in ("denoiser", "process", "specials")}
+        self.opened = Opened.of(self.model, self.tokenizer, diffusion_config)
+        route = self.route = self.opened.route
+        self.tokenizer: Any = route.tokenizer
+        self.tools: dict[str, Any] = {"denoiser": route.onward(), "process": route.process, "specials": route.specials}
+
+    def explain(self) -> str:
+        """Which way this model fills gaps, of which one at the end is what it writes, and why."""
+        return self.route.reason
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(set(options) - _OPTIONS)
@@ -71,11 +70,19 @@ class TextDiffusionPipeline(Pipeline):
 
     def preprocess(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         prompt = inputs["prompt"]
+        bos = self.route.specials.bos
         if not isinstance(prompt, str):
             ids = self._chat(prompt)
-            return {"prompt": prompt, "ids": ids[1:] if ids[:1] == [self.tools["specials"].bos] else ids}
+            # a template says how a chat begins; a stand-in for the BOS that the tokenizer lacks does not
+            own = ids[:1] == [bos] or (self._stands_in(bos) and len(ids) > 0)
+            return {"prompt": prompt, "head": ids[0] if own else bos, "ids": ids[1:] if own else ids}
         # a word's space belongs to the word: the one that ends a prompt is the model's to write
-        return {"prompt": prompt, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
+        return {"prompt": prompt, "head": bos, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
+
+    def _stands_in(self, bos: int) -> bool:
+        """Whether a stock model's BOS is another token of its tokenizer, such as the end of a text."""
+        own = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
+        return self.opened.checkpoint is None and bos < self.route.specials.size and bos not in own
 
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """The tokens of a chat by the tokenizer's template; a last message of the assistant is gone on with."""
@@ -109,16 +116,15 @@ class TextDiffusionPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         batch, samples, streamer = inputs["batch"], options.get("num_return_sequences", 1), options.get("streamer")
-        if samples < 1:
-            raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
         size, wanted = self._wanted(options)
         prompts = [found["ids"] for found in batch for _ in range(samples)]
+        heads = [found["head"] for found in batch for _ in range(samples)]
         numbers = [number for _ in batch for number in range(samples)]
         if streamer is not None:
             streamer.put(self._padded(prompts))
         show = getattr(streamer, "put_draft", None)  # transformers' own capability check
         texts: list[Written] = []
-        for texts in write(prompts, size, numbers=numbers, **wanted, **self.tools):
+        for texts in write(prompts, size, numbers=numbers, heads=heads, **wanted, **self.tools):
             if show is not None:
                 show(value=self._padded([text.ids for text in texts]))
         if streamer is not None:
@@ -128,42 +134,30 @@ class TextDiffusionPipeline(Pipeline):
         return {"batch": [found | {"written": written} for found, written in zip(batch, split, strict=True)]}
 
     def _wanted(self, options: dict[str, Any]) -> tuple[Size, dict[str, Any]]:
-        """How much and how to write: what was asked for, and of the rest what the checkpoint says."""
-        config = self.diffusion_config
-        size = Size(
-            options.get("max_new_tokens", config.max_gap), options.get("min_new_tokens", 0), config.keeps_lengths
-        )
-        decode = ("temperature", "top_k", "top_p")
-        return size, {
-            "steps": options.get("num_steps", config.num_steps),
-            "rule": rule_of(options.get("rule", config.rule)),
-            "decode": Decode(**{name: options.get(name, getattr(config, name)) for name in decode}),
-            "seed": options.get("seed", 0),
-        }
+        """How much and how to write: what was asked for, and of the rest what the model's way of filling says."""
+        route = self.route
+        most = options.get("max_new_tokens", route.decode.max_gap)
+        size = Size(most, options.get("min_new_tokens", 0), route.keeps_lengths)
+        wanted, drawn = self.opened.sampling(options, ("temperature", "top_k", "top_p"))
+        return size, wanted | {"decode": replace(route.decode, **drawn)}
 
     def score(self, texts: str | Sequence[str], **options: Any) -> Any:
         """How likely texts are: for each {"nats", "error", "bits_per_byte", "tokens", "kind"}, see `scoring.score`.
 
         Options: draws, window, seed. A list of texts gives a list.
         """
-        alone = isinstance(texts, str)
-        found = score([texts] if isinstance(texts, str) else texts, **scorer(self.checkpoint), **options)
-        results = [asdict(result) for result in found]
-        return results[0] if alone else results
+        return self.opened.score(texts, **options)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """Write a complete checkpoint with its card (`hub.save`); options are those of push_to_hub, for push_to_hub=True."""
-        if options.pop("push_to_hub", False):
-            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
-        elif options:
-            raise ValueError(
-                f"unknown option {', '.join(sorted(options))}; there is push_to_hub=True, with its options"
-            )
-        save(self.checkpoint, save_directory)
+        """A complete checkpoint with its card (`hub.save`), also to the hub; of a stock model what transformers writes."""
+        if self.opened.checkpoint is None:
+            super().save_pretrained(save_directory, **options)
+        else:
+            self.opened.save(save_directory, options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the checkpoint to the hub (`hub.push`); returns the repository's address."""
-        return push(self.checkpoint, repo_id, **options)
+        return self.opened.push(repo_id, **options)
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, longest) int64, right-padded."""

@@ -1,26 +1,22 @@
 """`pipeline("text-infilling")`: many gaps of unknown length, filled jointly, by any language model."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import Pipeline
 
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, rule_of
+from textdiff.checkpoint import DiffusionConfig
 from textdiff.drafts import find, refine
 from textdiff.filling import Infill, Page, infill, prepare
 from textdiff.gaps import Gap, Parts, parse
-from textdiff.hub import push, save
+from textdiff.pipelines.opened import Opened
 from textdiff.posterior import Processor
-from textdiff.scoring import rank, score, scorer
-from textdiff.stock import Route, checkpoint_route, stock_route
 
 TASK = "text-infilling"
 BATCH = 32  # texts filled at once, unless batch_size says otherwise
-SAMPLED = 0.7  # the temperature of several sequences by a model whose default is the most probable one
 _DECODE = ("temperature", "top_k", "top_p", "max_gap", "max_calls")
 _OPTIONS = (
     *(
@@ -55,6 +51,8 @@ class TextInfillingPipeline(Pipeline):
     Output per text: one dict per sequence, {"generated_text", "score", "calls", "named", "gaps"}; a gap is {"text", "start",
     "end", "score", "name", "tokens", "probabilities"}. Scores are log-probabilities in nats of the words, given how many
     there are; offsets count characters of generated_text; "calls" is how often the model was run for the batch.
+    Where all gaps of a text are choices, of at most 64 combinations, and scores are exact, nothing is written word by word:
+    each combination is scored, and a choice with all its tokens is one event.
     `explain()` says which way the model fills, and why.
     """
 
@@ -64,18 +62,9 @@ class TextInfillingPipeline(Pipeline):
     _load_tokenizer = True
 
     def __init__(self, *args: Any, diffusion_config: DiffusionConfig | None = None, **kwargs: Any) -> None:
-        model: Any = kwargs.get("model", args[0] if args else None)
-        path = diffusion_config or find_config(model.config._name_or_path)
         super().__init__(*args, **kwargs)
-        if self.device.type == "cpu" and self.model.dtype in (torch.float16, torch.bfloat16):
-            self.model.float()  # the precision of the machine, not of the file
-        self.checkpoint: Checkpoint | None = None
-        if path is None:
-            self.route: Route = stock_route(self.model, self.tokenizer)
-        else:
-            config = path if isinstance(path, DiffusionConfig) else DiffusionConfig.read(path)
-            self.checkpoint = Checkpoint(self.model, self.tokenizer, config)
-            self.route = checkpoint_route(self.checkpoint)
+        self.opened = Opened.of(self.model, self.tokenizer, diffusion_config)
+        self.route, self.checkpoint = self.opened.route, self.opened.checkpoint
 
     def explain(self) -> str:
         """Which way this model fills gaps, and why."""
@@ -83,32 +72,22 @@ class TextInfillingPipeline(Pipeline):
 
     def score(self, texts: str | Sequence[str], **options: Any) -> Any:
         """How likely texts are by the best bound there is, see `scoring.score`. A list of texts gives a list."""
-        found = score([texts] if isinstance(texts, str) else texts, **scorer(self._need_checkpoint("score")), **options)
-        results = [asdict(result) for result in found]
-        return results[0] if isinstance(texts, str) else results
+        return self.opened.score(texts, **options)
 
     def rank(self, text: str | Parts, fillings: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
         """Given fillings of a text with gaps, the likeliest first, see `scoring.rank`."""
-        found = rank(text, fillings, **scorer(self._need_checkpoint("rank")), **options)
-        return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
+        return self.opened.rank(text, fillings, **options)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """A complete checkpoint with its card (`hub.save`); of a stock model what transformers writes."""
         if self.checkpoint is None:
             super().save_pretrained(save_directory, **options)
-        elif options.pop("push_to_hub", False):
-            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
         else:
-            save(self.checkpoint, save_directory)
+            self.opened.save(save_directory, options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the checkpoint with its card to the hub (`hub.push`); returns the repository's address."""
-        return push(self._need_checkpoint("push_to_hub"), repo_id, **options)
-
-    def _need_checkpoint(self, what: str) -> Checkpoint:
-        if self.checkpoint is None:
-            raise ValueError(f"{what} is for textdiff checkpoints; this model has no diffusion_config.json")
-        return self.checkpoint
+        return self.opened.push(repo_id, **options)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
         unknown = sorted(set(options) - set(_OPTIONS))
@@ -191,7 +170,14 @@ class TextInfillingPipeline(Pipeline):
         return [result for page in pages for result in self._attempt([page], params)]
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return {"filled": infill(inputs["pages"], **self._sampling(options), **self._tools())}
+        pages, wanted = inputs["pages"], self._sampling(options)
+        own = {name: wanted[name] for name in ("decode", "seed", "samples")}
+        # who asks how words are to be written gets them written
+        said = {"num_steps", "rule", "logits_processor"} & {*options}
+        chosen = [None if said else self.opened.choose(page, **own) for page in pages]
+        rest = [page for page, found in zip(pages, chosen, strict=True) if found is None]
+        others = iter(infill(rest, **wanted, **self._tools()) if rest else ())
+        return {"filled": [next(others) if found is None else found for found in chosen]}
 
     def postprocess(self, outputs: dict[str, Any]) -> Any:
         filled = outputs["filled"]
@@ -208,25 +194,14 @@ class TextInfillingPipeline(Pipeline):
 
     def _sampling(self, options: dict[str, Any]) -> dict[str, Any]:
         """How to sample: what was asked for, and of the rest what the model's way of filling says."""
-        route, samples = self.route, options.get("num_return_sequences", 1)
-        if samples < 1:
-            raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
-        candidates = options.get("candidates", route.candidates)
+        wanted, drawn = self.opened.sampling(options, _DECODE)
+        candidates = options.get("candidates", self.route.candidates)
         if candidates < 1:
             raise ValueError(f"candidates {candidates} is not positive; 1 takes each filling as it is drawn")
-        chosen: dict[str, Any] = {name: options[name] for name in _DECODE if name in options}
-        if samples > 1 and route.decode.temperature == 0:
-            chosen = {"temperature": SAMPLED, **chosen}
         processors: Sequence[Processor] = options.get("logits_processor") or ()
-        steps = options.get("num_steps", route.steps)
-        if steps is not None and steps < 1:
-            raise ValueError(f"num_steps {steps} is not positive; 1 fills everything at once")
-        return {
-            "steps": steps,
-            "rule": rule_of(options.get("rule", route.rule)),
-            "decode": replace(route.decode, **chosen, processors=tuple(processors)),
-            "seed": options.get("seed", 0),
-            "samples": samples,
+        return wanted | {
+            "decode": replace(self.route.decode, **drawn, processors=tuple(processors)),
+            "samples": options.get("num_return_sequences", 1),
             "candidates": candidates,
         }
 

@@ -1,0 +1,117 @@
+"""Texts of choices alone: the enumerated law of the model, one event a choice, and what is asked of gaps is kept."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+from stock import STOCK, filler
+from test_laws import fit
+from test_stock_scoring import chain, made, posterior
+from tiny import tiny_checkpoint
+from transformers import pipeline
+
+import textdiff.pipelines  # noqa: F401  (makes the task known)
+from textdiff import choosing
+from textdiff.filling import Infill, prepare
+from textdiff.gaps import parse
+from textdiff.pipelines import TextInfillingPipeline
+
+CHOICES = ("a", "b b", "c a b", "c")
+TEXT = "b [GAP:a|b b|c a b|c] c [GAP:a|c c] a"
+EXACT = ("causal", "middle", "rewriting", "sentinels")
+
+
+def enumerated(kind: str) -> tuple[TextInfillingPipeline, dict[tuple[str, str], float]]:
+    """The law of both choices, from plain forwards; by the scores themselves for sentinels, whose law others tests hold."""
+    fill = pipeline("text-infilling", model=(parts := made(kind))[0], tokenizer=parts[1])
+    weights, tool = {}, fill.opened.scorer
+    for pair in itertools.product(CHOICES, ("a", "c c")):
+        if kind == "sentinels":
+            weights[pair] = -fill.rank("b [GAP] c [GAP] a", [pair])[0]["nats"]
+        else:
+            weights[pair] = chain(tool, kind, f"b {pair[0]} c {pair[1]} a", "b [GAP] c [GAP] a")
+    return fill, posterior(weights)
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_choices_are_drawn_by_the_enumerated_law(kind: str) -> None:
+    """3,000 texts, 8 combinations. The likeliest at temperature 0; each score is the log of its
+    part of the law. The law of the second gap turned round, and that of another temperature, are told apart."""
+    fill, law = enumerated(kind)
+    (best,) = fill(TEXT, temperature=0.0)
+    assert tuple(gap["text"] for gap in best["gaps"]) == max(law, key=law.__getitem__)
+    found = fill(TEXT, temperature=1.0, num_return_sequences=3000)
+    seen = Counter(tuple(gap["text"] for gap in one["gaps"]) for one in found)
+    assert fit(seen, law) > 1e-6
+    assert fit(seen, {(v, "c c" if w == "a" else "a"): p for (v, w), p in law.items()}) < 1e-6
+    hot = Counter(
+        tuple(gap["text"] for gap in one["gaps"]) for one in fill(TEXT, temperature=9.0, num_return_sequences=3000)
+    )
+    assert fit(hot, law) < 1e-6
+    for one in [best, *found[:5]]:
+        pair = tuple(gap["text"] for gap in one["gaps"])
+        first = sum(p for other, p in law.items() if other[0] == pair[0])
+        assert math.exp(one["score"]) == pytest.approx(law[pair], rel=1e-3)
+        assert math.exp(one["gaps"][0]["score"]) == pytest.approx(first, rel=1e-3)
+        assert one["gaps"][1]["probabilities"] == pytest.approx((law[pair] / first,), rel=1e-3)
+        assert one["gaps"][0]["tokens"] == [pair[0]] and one["calls"] >= 1
+
+
+@pytest.mark.parametrize("path", [name for name in STOCK if not name.startswith(("masked", "both"))])
+def test_every_tokenizer_that_scores_exactly(path: str) -> None:
+    """Text, offsets, seeds and batches as ever; banned strings and what cannot be spelt are no choice."""
+    fill, text = filler(path), "We [GAP:the People|form] of [GAP:wine|red|green]."
+    together = fill([text, "We [GAP:1] of", text + " [GAP:yes|no]"], num_return_sequences=3)
+    assert [len(one) for one in together] == [3, 3, 3]
+    assert together[0] == fill(text, num_return_sequences=3)
+    one, other = (fill(text, num_return_sequences=9, temperature=50.0, seed=seed) for seed in (0, 1))
+    assert one != other and one == fill(text, num_return_sequences=9, temperature=50.0, seed=0)
+    for one in together[0]:
+        words = [gap["text"] for gap in one["gaps"]]
+        assert one["generated_text"] == f"We {words[0]} of {words[1]}." and one["score"] <= 0
+        assert all(one["generated_text"][gap["start"] : gap["end"]] == gap["text"] for gap in one["gaps"])
+    for one in fill(text, num_return_sequences=9, banned=["w", "P"], temperature=2.0):
+        assert one["gaps"][0]["text"] == "form" and one["gaps"][1]["text"] in ("red", "green")
+
+
+def test_when_words_are_written_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another gap is open, combinations are many, a bound is all there is, or the user says how to write."""
+    asked: list[bool] = []
+
+    def watch(*args: object, **options: object) -> list[Infill] | None:
+        asked.append(True)
+        return choosing.choose(*args, **options)
+
+    monkeypatch.setattr("textdiff.pipelines.opened.choose", watch)
+    fill = filler("causal, bytes")
+    few = "We [GAP:form|the] of"
+    assert fill(few, temperature=0.0)[0]["gaps"][0]["text"] in ("form", "the") and len(asked) == 1
+    many = "[GAP:a|b|c] and [GAP:a|b|c] or [GAP:a|b|c] in [GAP:a|b|c]"
+    for text, options in [
+        (few + " [GAP:1]", {}), (few, {"num_steps": 1}), (few, {"rule": "posterior"}), (many, {"max_gap": 2})
+    ]:  # fmt: skip
+        assert fill(text, **options)[0]["gaps"][0]["text"] in ("form", "the", "a", "b", "c")
+    assert filler("masked, bytes")(few)[0]["gaps"][0]["text"] in ("form", "the")
+    assert len(asked) == 1
+
+
+def test_what_does_not_fit_is_no_choice() -> None:
+    """What the automaton of a gap refuses, what is too long for the model; nothing left is nothing chosen."""
+    opened, fill = filler("causal, bytes").opened, filler("causal, bytes")
+    route = fill.route
+
+    def page(text: str, banned: tuple[str, ...] = ()) -> object:
+        return prepare(parse(text), route.tokenizer, route.specials, banned=banned, spaced=True, longest=256)
+
+    chosen = opened.choose(page("We [GAP:form|the] of", ("f",)), route.decode, 0, 5)
+    assert {one.text for one in chosen} == {"We the of"}
+    long = "the " * 125 + "[GAP:form|" + "the " * 200 + "x]"
+    assert {one.gaps[0].text for one in opened.choose(page(long), route.decode, 0, 5)} == {"form"}
+    made = tiny_checkpoint("autoregressive")
+    own = TextInfillingPipeline(model=made.model, tokenizer=made.tokenizer, diffusion_config=made.config)
+    ranked = own.rank("We [GAP:go|it is].", ["go", "it is"])
+    assert own("We [GAP:go|it is].", temperature=0.0)[0]["gaps"][0]["text"] == ranked[0]["filling"][0]
+    weights = torch.tensor([-one["nats"] for one in ranked], dtype=torch.float64).softmax(0)
+    assert own("We [GAP:go|it is].", temperature=0.0)[0]["score"] == pytest.approx(float(weights[0].log()), rel=1e-4)
