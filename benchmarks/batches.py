@@ -118,7 +118,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - began, result
 
 
-def compare(fill: TextInfillingPipeline, given: list[str], rounds: int, **options: Any) -> tuple[list[float], float, int]:
+def compare(
+    fill: TextInfillingPipeline, given: list[str], rounds: int, **options: Any
+) -> tuple[list[float], float, int]:
     """How many times as long as one call the many take, by round; the one's seconds; how many texts it fills otherwise."""
     ratios, seconds, different = [], [], 0
     fill(given[0], **options)

@@ -19,7 +19,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import sample
+from textdiff.sampler import sample_each
 from textdiff.spelling import lead_of, pieces, read_gap
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
 LONG = 1024  # tokens, where a model does not say how many it reads
+TOKENS = 2048  # at most so many are filled together on a CPU
 TURNS = 64  # at most so many, where every token has one of its own
 
 
@@ -252,34 +253,66 @@ def infill(
     device = next(denoiser.parameters()).device
     x, key = start[rows].to(device), key.to(device)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
-    found: dict[int, Infill] = {}
+    done: list[tuple[list[int], Tokens, int]] = []
     fluency = torch.zeros(len(rows), dtype=torch.float64)
     with counting(denoiser) as calls, torch.inference_mode():
         x = denoiser.open(x, decode, key.fold(OPEN))
         x = process.prior(x, key.fold(PRIOR))
         opening = calls[0]
-        for turns, mine in _clocks(x, specials, steps):
+        turns = _clocks(x, specials, steps)
+        for mine in _portions(x):
             calls[0] = opening
-            now = x if len(mine) == len(x) else x[mine]
-            for step in sample(denoiser, process, now, steps=turns, rule=rule, decode=decode, key=key[mine]):
-                x0 = step.draw.x0  # at t = 0 the state
-            if candidates > 1:
-                fluency[mine.cpu()] = denoiser.fluency(x0).cpu()
-            read = _read(pages, x0, rows[mine.cpu()], tokenizer)
-            found |= {row: replace(result, calls=calls[0]) for row, result in zip(mine.tolist(), read, strict=True)}
+            now, tools = _narrowed(x[mine], specials), {"rule": rule, "decode": decode, "key": key[mine]}
+            for number, x0 in sample_each(denoiser, process, now, steps=turns[mine], **tools):
+                if candidates > 1:
+                    fluency[mine[number].cpu()] = denoiser.fluency(x0).cpu()
+                done.append((mine[number].tolist(), x0, calls[0]))
     best = (fluency.view(-1, candidates).argmax(1) + torch.arange(0, len(rows), candidates)).tolist()
+    found = _found(done, {*best}, pages, rows, tokenizer)
     return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
 
 
-def _clocks(x: Any, specials: Specials, steps: int | None) -> Iterator[tuple[int, Tensor]]:
-    """How many turns, and which rows take so many: each at its own clock, whatever it is batched with."""
+def _clocks(x: Tokens, specials: Specials, steps: int | None) -> Tensor:
+    """(B,) how many turns each row takes, whatever it is batched with."""
     if steps is not None:
-        yield steps, torch.arange(len(x))
+        return torch.full((len(x),), steps, device=x.ids.device)
+    return (x.ids == specials.mask).sum(1).clamp(1, TURNS)
+
+
+def _portions(x: Tokens) -> Iterator[Tensor]:
+    """Rows that are filled together, those of like size: on a CPU no more than its cache is good for."""
+    sizes = x.valid.sum(1)
+    order = sizes.argsort(stable=True)
+    if x.ids.device.type != "cpu":
+        yield order
         return
-    rows = torch.arange(len(x), device=x.ids.device)
-    turns = (x.ids == specials.mask).sum(1).clamp(1, TURNS)
-    for count in turns.unique().tolist():
-        yield count, rows[turns == count]
+    sizes, begin = sizes[order].tolist(), 0
+    while begin < len(sizes):
+        end = begin + 1
+        while end < len(sizes) and (end + 1 - begin) * sizes[end] <= TOKENS:
+            end += 1
+        yield order[begin:end]
+        begin = end
+
+
+def _narrowed(x: Tokens, specials: Specials) -> Tokens:
+    """x without columns that are padding in all rows."""
+    width = int(x.valid.sum(1).max())
+    return x.take(torch.arange(width, device=x.ids.device).expand(len(x), -1), specials.pad)
+
+
+def _found(
+    done: list[tuple[list[int], Tokens, int]], wanted: set[int], pages: Sequence[Page], rows: Tensor,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[int, Infill]:  # fmt: skip
+    """What the wanted rows say; of the others nothing is read."""
+    found: dict[int, Infill] = {}
+    for numbers, x0, calls in done:
+        here = [k for k, number in enumerate(numbers) if number in wanted]
+        chosen = torch.tensor([numbers[k] for k in here], dtype=torch.int64)
+        read = _read(pages, x0[torch.tensor(here, dtype=torch.int64, device=x0.ids.device)], rows[chosen], tokenizer)
+        found |= {row: replace(one, calls=calls) for row, one in zip(chosen.tolist(), read, strict=True)}
+    return found
 
 
 @contextmanager

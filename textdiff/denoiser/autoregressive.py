@@ -25,6 +25,8 @@ from textdiff.denoiser.words import one_by_one, own
 from textdiff.posterior import Decode, Posterior, draw_tokens
 from textdiff.tokens import Specials, Tokens
 
+_PIECE = 1 << 22  # how many logits are held at once where whole texts are scored
+
 
 class Events(NamedTuple):
     """What a model is fed after xt or beside it, in order, right-padded; every field (B, C).
@@ -93,10 +95,17 @@ class Autoregressive(Denoiser):
         """log p of each text as running text, which a causal model learns where it is trained with `context`."""
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
+        one, alike = _alike(x0)
+        x0 = x0[one]
+        rows = max(1, _PIECE // (x0.ids.shape[1] * self.model.get_output_embeddings().weight.shape[0]))
+        parts = torch.arange(len(x0), device=x0.ids.device).split(rows)
+        return torch.cat([self._fluency(x0[part]) for part in parts])[alike]
+
+    def _fluency(self, x0: Tokens) -> Tensor:
         known = x0.joined().roll(1, 1)
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
-        score = logits.double().log_softmax(-1).gather(1, x0.ids[row, column][:, None])[:, 0]
+        score = own(logits, x0.ids[row, column])
         return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
@@ -114,21 +123,36 @@ class _AutoregressivePosterior(LengthFirst):
         self.denoiser, self.reader = denoiser, denoiser.reader
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
+        one, alike = _alike(x)
+        if len(one) < len(x):  # what is asked of one text several times is read once
+            number = torch.zeros_like(x.ids[one]).masked_scatter(
+                where[one], torch.arange(int(where[one].sum())).to(one)
+            )
+            return self.ask(x[one], where[one])[number[alike][where]]
         return self.reader.score(x, self.reader.feed(x, x.ids), where, torch.zeros_like(where))[0]
 
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Every row writes its masks, one a turn."""
-        rows, count = torch.arange(len(x), device=mask.device), mask.sum(1)
+        """Every row writes its masks, one a turn; rows that are done leave."""
+        count = mask.sum(1)
+        rows = count.nonzero()[:, 0]
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : int(count.max())]
-        ids, sure, memory = x.ids.clone(), torch.zeros(mask.shape, device=mask.device), self.reader.begin(x)
-        for turn, column in enumerate(order.T):
-            live = turn < count
-            fed = self.reader.feed(x, ids)[rows, column]
+        ids, sure = x.ids.clone(), torch.zeros(mask.shape, device=mask.device)
+        one, alike = _alike(x[rows])
+        memory = self.reader.begin(x[rows[one]])
+        _keep(memory, alike)
+        for turn in range(order.shape[1]):
+            left = (count[rows] > turn).nonzero()[:, 0]
+            if len(left) <= len(rows) // 2:  # else it costs as much as it saves
+                _keep(memory, left)
+                rows = rows[left]
+            column, now, live = order[rows, turn], x[rows], count[rows] > turn
+            here = torch.arange(len(rows), device=rows.device)
+            fed = self.reader.feed(now, ids[rows])[here, column]
             logits = self.reader.advance(memory, fed, (column - 1).clamp_min(0))
             logits = possible(logits, torch.zeros_like(live), self.specials)
-            scores = one_by_one(x, ids, mask, column, live, logits, decode, self.specials.pad)
+            scores = one_by_one(now, ids[rows], mask[rows], column, live, logits, decode, self.specials.pad)
             word, score = draw_tokens(scores, u[rows, column], decode)
-            score = score if scores is logits else own(logits, word)
+            score = score if scores is logits else own(logits, word).float()
             ids[rows[live], column[live]], sure[rows[live], column[live]] = word[live], score[live]
         return ids[mask], sure[mask]
 
@@ -145,6 +169,26 @@ class _AutoregressivePosterior(LengthFirst):
         score = logits.log_softmax(-1).gather(1, right[:, None])[:, 0]
         score = score * torch.where(where[row, column], 1.0, weight)
         return torch.zeros(where.shape, device=score.device).index_put((row, column), score)
+
+
+def _alike(x: Tokens) -> tuple[Tensor, Tensor]:
+    """Rows (U,), one for each different text of x; and for every row (B,), which of these is the same."""
+    codes, alike = x.codes().unique(return_inverse=True)
+    rows = torch.arange(len(alike), device=alike.device)
+    return torch.zeros_like(codes).scatter(0, alike.flip(0), rows.flip(0)), alike
+
+
+def _keep(memory: dict[str, Any], rows: Tensor) -> None:
+    """Go on with these rows of what was read, some of them several times perhaps."""
+    held = len(memory["attention_mask"])
+    if len(rows) == held and bool((rows == torch.arange(held, device=rows.device)).all()):
+        return
+    memory["attention_mask"] = memory["attention_mask"][rows]
+    if memory["past_key_values"] is not None:
+        memory["past_key_values"].reorder_cache(rows)
+    if "encoder_outputs" in memory:
+        read = memory["encoder_outputs"]
+        read.last_hidden_state = read.last_hidden_state[rows]
 
 
 class _EncoderDecoder(Reader):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.head import logits_at
+from textdiff.denoiser.words import own
 from textdiff.leak import vocabulary
 
 _FAILURES = (
@@ -143,9 +144,7 @@ class _Batch:
             part = slice(begin, min(begin + width, longest))
             shifted = slice(part.start + 1, part.stop + 1)
             where = live[:, shifted].bool()
-            logits = self.read(ids[:, part], live[:, part], where).double()
-            truth = ids[:, shifted][where]
-            score = logits.gather(1, truth[:, None])[:, 0] - logits.logsumexp(-1)
+            score = own(self.read(ids[:, part], live[:, part], where), ids[:, shifted][where])
             total.index_add_(0, where.nonzero()[:, 0], score)
         self._crop(longest)
         return total
@@ -172,10 +171,10 @@ class _Whole:
         counts = [max(len(run) - 1, 0) for run in runs]
         total = torch.zeros(len(runs), dtype=torch.float64, device=self.model.device)
         if any(counts):
-            law = self._after([run[:-1] for run in runs], counts).double().log_softmax(-1)
-            truth = torch.tensor([token for run in runs for token in run[1:]], device=law.device)
-            row = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=law.device)
-            total.index_add_(0, row, law.gather(1, truth[:, None])[:, 0])
+            logits = self._after([run[:-1] for run in runs], counts)
+            truth = torch.tensor([token for run in runs for token in run[1:]], device=logits.device)
+            row = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=logits.device)
+            total.index_add_(0, row, own(logits, truth))
         return total
 
     def _after(self, runs: list[list[int]], counts: list[int]) -> Tensor:
