@@ -30,7 +30,7 @@ from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.feeding import Stream, answers, decoder_start, goes_on, own_id
-from textdiff.denoiser.pages import Leash, Page, draw_of, holes_of, lies_of, open_words, pages_of
+from textdiff.denoiser.pages import Leash, Page, draw_of, holes_of, lies_of, open_words, pages_of, pushed
 from textdiff.denoiser.writing import choose, text_of
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
@@ -267,9 +267,11 @@ class _Swarm:
                 draft, fed[k] = drafts[k], word
                 draft.words.append(word)
                 draft.scores.append(sure)
-                draft.leash = draft.leash.push(word)
                 # at temperature 0 the words follow by themselves; the first is a choice
                 draft.mass += mass if self.decode.temperature else sure if turn == 0 else 0.0
+            after = pushed([drafts[k].leash for k in going], choice.ids.tolist())
+            for k, leash in zip(going, after, strict=True):
+                drafts[k].leash = leash
             stream.feed(fed)
             turn += 1
 
@@ -279,10 +281,10 @@ class _Swarm:
         after = torch.tensor([draft.right[0] if draft.right else 0 for draft in drafts], device=logits.device)
         sure = (logits.gather(1, after[:, None])[:, 0] - total).tolist()
         over = (logits[:, ends].logsumexp(-1) - total).tolist() if ends else []
-        result = []
+        result, may_end = [], {leash: leash.may_end for leash in {draft.leash for draft in drafts}}
         for k, draft in enumerate(drafts):
             next_ = sure[k] if draft.right else over[k] if draft.page.is_last(draft.gap) else 0.0
-            result.append(draft.mass + next_ if draft.leash.may_end else -torch.inf)
+            result.append(draft.mass + next_ if may_end[draft.leash] else -torch.inf)
         return result
 
     def _weigh(self, drafts: list[_Draft]) -> list[_Draft]:

@@ -108,14 +108,24 @@ class Leash:
 
     def push(self, token: int) -> "Leash":
         """After one token more."""
-        return Leash(
-            self.longest,
-            self.known,
-            self.constraint,
-            _after(self.constraint, self.state, token),
-            self.rest[1:],
-            self.written + 1,
-        )
+        return pushed([self], [token])[0]
+
+
+def pushed(leashes: list[Leash], tokens: list[int]) -> list[Leash]:
+    """Each after one token more."""
+    states = [leash.state for leash in leashes]
+    groups: dict[Constraint, list[int]] = {}
+    for number, leash in enumerate(leashes):
+        groups.setdefault(leash.constraint, []).append(number)
+    for constraint, mine in groups.items():
+        if constraint.automaton is not None:
+            now, read = torch.tensor([states[k] for k in mine]), torch.tensor([tokens[k] for k in mine])
+            for k, state in zip(mine, constraint.next(now, read).tolist(), strict=True):
+                states[k] = state
+    return [
+        Leash(leash.longest, leash.known, leash.constraint, state, leash.rest[1:], leash.written + 1)
+        for leash, state in zip(leashes, states, strict=True)
+    ]
 
 
 def _after(constraint: Constraint, state: int, token: int) -> int:
