@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from textdiff.automata import compile_gap, new_word
+from textdiff.clocks import clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.gaps import TOUCHING, Gap, Parts, check, tidy
 from textdiff.keys import Key
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
 LONG = 1024  # tokens, where a model does not say how many it reads
-TOKENS = 2048  # at most so many are filled together on a CPU
-TURNS = 64  # at most so many, where every token has one of its own
 
 
 @dataclass(frozen=True)
@@ -259,46 +258,18 @@ def infill(
         x = denoiser.open(x, decode, key.fold(OPEN))
         x = process.prior(x, key.fold(PRIOR))
         opening = calls[0]
-        turns = _clocks(x, specials, steps)
-        for mine in _portions(x):
+        turns = clocks(x, specials, steps)
+        for mine in portions(x):
             calls[0] = opening
-            now, tools = _narrowed(x[mine], specials), {"rule": rule, "decode": decode, "key": key[mine]}
-            for number, x0 in sample_each(denoiser, process, now, steps=turns[mine], **tools):
+            now = narrowed(x[mine], specials)
+            run = sample_each(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine])
+            for number, x0 in run:
                 if candidates > 1:
                     fluency[mine[number].cpu()] = denoiser.fluency(x0).cpu()
                 done.append((mine[number].tolist(), x0, calls[0]))
     best = (fluency.view(-1, candidates).argmax(1) + torch.arange(0, len(rows), candidates)).tolist()
     found = _found(done, {*best}, pages, rows, tokenizer)
     return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
-
-
-def _clocks(x: Tokens, specials: Specials, steps: int | None) -> Tensor:
-    """(B,) how many turns each row takes, whatever it is batched with."""
-    if steps is not None:
-        return torch.full((len(x),), steps, device=x.ids.device)
-    return (x.ids == specials.mask).sum(1).clamp(1, TURNS)
-
-
-def _portions(x: Tokens) -> Iterator[Tensor]:
-    """Rows that are filled together, those of like size: on a CPU no more than its cache is good for."""
-    sizes = x.valid.sum(1)
-    order = sizes.argsort(stable=True)
-    if x.ids.device.type != "cpu":
-        yield order
-        return
-    sizes, begin = sizes[order].tolist(), 0
-    while begin < len(sizes):
-        end = begin + 1
-        while end < len(sizes) and (end + 1 - begin) * sizes[end] <= TOKENS:
-            end += 1
-        yield order[begin:end]
-        begin = end
-
-
-def _narrowed(x: Tokens, specials: Specials) -> Tokens:
-    """x without columns that are padding in all rows."""
-    width = int(x.valid.sum(1).max())
-    return x.take(torch.arange(width, device=x.ids.device).expand(len(x), -1), specials.pad)
 
 
 def _found(
