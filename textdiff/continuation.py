@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from textdiff.clocks import clocks
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import Denoiser
-from textdiff.filling import OPEN, PRIOR, clocks
+from textdiff.filling import OPEN, PRIOR
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.base import Process
@@ -90,9 +91,10 @@ def write(
         x = x.with_(slot=torch.where(x.ids == specials.gap, 1, x.slot))
     begins = [len(prompt) + 1 for prompt in prompts]
     drafts = [Written([], []) for _ in prompts]
-    for turns, mine in clocks(x, specials, steps):
-        now = x if len(mine) == len(x) else x[mine]
-        for step in sample(_Settled(denoiser), process, now, steps=turns, rule=rule, decode=decode, key=key[mine]):
+    turns = clocks(x, specials, steps)
+    for count in turns.unique().tolist():
+        mine = (turns == count).nonzero()[:, 0]
+        for step in sample(_Settled(denoiser), process, x[mine], steps=count, rule=rule, decode=decode, key=key[mine]):
             x0 = step.draw.x0.to("cpu")
             for place, (row, end) in enumerate(zip(mine.tolist(), x0.valid.sum(1).tolist(), strict=True)):
                 part = slice(begins[row], end - len(specials.tail))

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from textdiff.automata import compile_gap, new_word
+from textdiff.clocks import clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.gaps import TOUCHING, Gap, Parts, check, tidy
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import sample
+from textdiff.sampler import sample_each
 from textdiff.spelling import lead_of, pieces, read_gap
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
 LONG = 1024  # tokens, where a model does not say how many it reads
-TURNS = 64  # at most so many, where every token has one of its own
 
 
 @dataclass(frozen=True)
@@ -252,34 +252,38 @@ def infill(
     device = next(denoiser.parameters()).device
     x, key = start[rows].to(device), key.to(device)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
-    found: dict[int, Infill] = {}
+    done: list[tuple[list[int], Tokens, int]] = []
     fluency = torch.zeros(len(rows), dtype=torch.float64)
     with counting(denoiser) as calls, torch.inference_mode():
         x = denoiser.open(x, decode, key.fold(OPEN))
         x = process.prior(x, key.fold(PRIOR))
         opening = calls[0]
-        for turns, mine in clocks(x, specials, steps):
+        turns = clocks(x, specials, steps)
+        for mine in portions(x):
             calls[0] = opening
-            now = x if len(mine) == len(x) else x[mine]
-            for step in sample(denoiser, process, now, steps=turns, rule=rule, decode=decode, key=key[mine]):
-                x0 = step.draw.x0  # at t = 0 the state
-            if candidates > 1:
-                fluency[mine.cpu()] = denoiser.fluency(x0).cpu()
-            read = _read(pages, x0, rows[mine.cpu()], tokenizer)
-            found |= {row: replace(result, calls=calls[0]) for row, result in zip(mine.tolist(), read, strict=True)}
+            now = narrowed(x[mine], specials)
+            run = sample_each(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine])
+            for number, x0 in run:
+                if candidates > 1:
+                    fluency[mine[number].cpu()] = denoiser.fluency(x0).cpu()
+                done.append((mine[number].tolist(), x0, calls[0]))
     best = (fluency.view(-1, candidates).argmax(1) + torch.arange(0, len(rows), candidates)).tolist()
+    found = _found(done, {*best}, pages, rows, tokenizer)
     return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
 
 
-def clocks(x: Any, specials: Specials, steps: int | None) -> Iterator[tuple[int, Tensor]]:
-    """How many turns, and which rows take so many: each at its own clock, whatever it is batched with."""
-    if steps is not None:
-        yield steps, torch.arange(len(x))
-        return
-    rows = torch.arange(len(x), device=x.ids.device)
-    turns = (x.ids == specials.mask).sum(1).clamp(1, TURNS)
-    for count in turns.unique().tolist():
-        yield count, rows[turns == count]
+def _found(
+    done: list[tuple[list[int], Tokens, int]], wanted: set[int], pages: Sequence[Page], rows: Tensor,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> dict[int, Infill]:  # fmt: skip
+    """What the wanted rows say; of the others nothing is read."""
+    found: dict[int, Infill] = {}
+    for numbers, x0, calls in done:
+        here = [k for k, number in enumerate(numbers) if number in wanted]
+        chosen = torch.tensor([numbers[k] for k in here], dtype=torch.int64)
+        read = _read(pages, x0[torch.tensor(here, dtype=torch.int64, device=x0.ids.device)], rows[chosen], tokenizer)
+        found |= {row: replace(one, calls=calls) for row, one in zip(chosen.tolist(), read, strict=True)}
+    return found
 
 
 @contextmanager

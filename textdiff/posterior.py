@@ -135,8 +135,20 @@ def truncate(scores: Tensor, decode: Decode) -> Tensor:
         threshold = scores.topk(decode.top_k, -1).values[:, -1:]
         scores = scores.masked_fill(scores < threshold, -torch.inf)
     if decode.top_p < 1:
-        ordered, order = scores.sort(-1, descending=True)
-        probability = ordered.softmax(-1)
-        outside = probability.cumsum(-1) - probability >= decode.top_p
-        scores = scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+        scores = _nucleus(scores, decode.top_p)
     return scores
+
+
+def _nucleus(scores: Tensor, share: float, few: int = 256) -> Tensor:
+    """Scores (S, V) with all but the most probable tokens that have this share together at minus infinity.
+
+    The `few` most probable of a row are looked at first: mostly they have it, and a whole row need not be sorted.
+    """
+    probability = scores.softmax(-1)
+    best, order = probability.topk(min(few, scores.shape[-1]), -1)
+    before = best.cumsum(-1) - best
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < share)
+    more = (before[:, -1] < share).nonzero()[:, 0]
+    if few < scores.shape[-1] and len(more):
+        kept[more] = _nucleus(scores[more], share, scores.shape[-1]) > -torch.inf
+    return scores.masked_fill(~kept, -torch.inf)

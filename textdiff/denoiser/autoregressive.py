@@ -26,6 +26,7 @@ from textdiff.posterior import Decode, Posterior, draw_tokens
 from textdiff.tokens import Specials, Tokens
 
 BREVITY = 0.1  # of a filling's sum of log-probabilities, beside their mean (benchmarks/fillings.py)
+_PIECE = 1 << 22  # how many logits are held at once where whole texts are scored
 
 
 class Events(NamedTuple):
@@ -99,16 +100,20 @@ class Autoregressive(Denoiser):
         """
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
-        first, back = x0.distinct()  # of many candidates some are equal
-        x0 = x0[first]
+        one, alike = x0.distinct()  # of many candidates some are equal
+        x0 = x0[one]
+        rows = max(1, _PIECE // (x0.ids.shape[1] * self.model.get_output_embeddings().weight.shape[0]))
+        parts = torch.arange(len(x0), device=x0.ids.device).split(rows)
+        return torch.cat([self._fluency(x0[part]) for part in parts])[alike]
+
+    def _fluency(self, x0: Tokens) -> Tensor:
         known = x0.joined().roll(1, 1)
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
-        score = logits.double().log_softmax(-1).gather(1, x0.ids[row, column][:, None])[:, 0]
         written = x0.valid & ~x0.fixed
         weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
-        score = score * weight[row, column]
-        return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)[back]
+        score = own(logits, x0.ids[row, column]) * weight[row, column]
+        return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         if bool((xt.doubtful | xt.surplus).any()):
@@ -125,26 +130,34 @@ class _AutoregressivePosterior(LengthFirst):
         self.denoiser, self.reader = denoiser, denoiser.reader
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        first, back = x.distinct()  # of one text filled many times the lengths are asked for once
-        one, asked = x[first], where[first]
-        logits = self.reader.score(one, self.reader.feed(one, one.ids), asked, torch.zeros_like(asked))[0]
-        number = torch.full(asked.shape, -1, device=asked.device)
-        number[asked] = torch.arange(len(logits), device=asked.device)
-        return logits[number[back][where]]
+        one, alike = x.distinct()  # of one text filled many times the lengths are asked for once
+        x, asked = x[one], where[one]
+        logits = self.reader.score(x, self.reader.feed(x, x.ids), asked, torch.zeros_like(asked))[0]
+        number = torch.zeros_like(x.ids).masked_scatter(asked, torch.arange(len(logits)).to(x.ids))
+        return logits[number[alike][where]]
 
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Every row writes its masks, one a turn."""
-        rows, count = torch.arange(len(x), device=mask.device), mask.sum(1)
+        """Every row writes its masks, one a turn; rows that are done leave."""
+        count = mask.sum(1)
+        rows = count.nonzero()[:, 0]
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : int(count.max())]
-        ids, sure, memory = x.ids.clone(), torch.zeros(mask.shape, device=mask.device), self.reader.begin(x)
-        for turn, column in enumerate(order.T):
-            live = turn < count
-            fed = self.reader.feed(x, ids)[rows, column]
+        ids, sure = x.ids.clone(), torch.zeros(mask.shape, device=mask.device)
+        one, alike = x[rows].distinct()
+        memory = self.reader.begin(x[rows[one]])
+        _keep(memory, alike)
+        for turn in range(order.shape[1]):
+            left = (count[rows] > turn).nonzero()[:, 0]
+            if len(left) <= len(rows) // 2:  # else it costs as much as it saves
+                _keep(memory, left)
+                rows = rows[left]
+            column, now, live = order[rows, turn], x[rows], count[rows] > turn
+            here = torch.arange(len(rows), device=rows.device)
+            fed = self.reader.feed(now, ids[rows])[here, column]
             logits = self.reader.advance(memory, fed, (column - 1).clamp_min(0))
             logits = possible(logits, torch.zeros_like(live), self.specials)
-            scores = one_by_one(x, ids, mask, column, live, logits, decode, self.specials.pad)
+            scores = one_by_one(now, ids[rows], mask[rows], column, live, logits, decode, self.specials.pad)
             word, score = draw_tokens(scores, u[rows, column], decode)
-            score = score if scores is logits else own(logits, word)
+            score = score if scores is logits else own(logits, word).float()
             ids[rows[live], column[live]], sure[rows[live], column[live]] = word[live], score[live]
         return ids[mask], sure[mask]
 
@@ -161,6 +174,19 @@ class _AutoregressivePosterior(LengthFirst):
         score = logits.log_softmax(-1).gather(1, right[:, None])[:, 0]
         score = score * torch.where(where[row, column], 1.0, weight)
         return torch.zeros(where.shape, device=score.device).index_put((row, column), score)
+
+
+def _keep(memory: dict[str, Any], rows: Tensor) -> None:
+    """Go on with these rows of what was read, some of them several times perhaps."""
+    held = len(memory["attention_mask"])
+    if len(rows) == held and bool((rows == torch.arange(held, device=rows.device)).all()):
+        return
+    memory["attention_mask"] = memory["attention_mask"][rows]
+    if memory["past_key_values"] is not None:
+        memory["past_key_values"].reorder_cache(rows)
+    if "encoder_outputs" in memory:
+        read = memory["encoder_outputs"]
+        read.last_hidden_state = read.last_hidden_state[rows]
 
 
 class _EncoderDecoder(Reader):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.feeding import Stream, answers, decoder_start, goes_on, own_id
-from textdiff.denoiser.pages import Leash, Page, draw_of, holes_of, lies_of, pages_of
+from textdiff.denoiser.pages import Leash, Page, draw_of, holes_of, lies_of, open_words, pages_of, pushed
 from textdiff.denoiser.writing import choose, text_of
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
@@ -250,42 +250,42 @@ class _Swarm:
         widest = max(draft.leash.longest for draft in drafts) + 1
         dice = [self.key.fold(3 * gap).fold(k).uniform(widest).tolist() for k in range(self.count)]
         while True:
-            law = stream.logits.double().log_softmax(-1)
-            for k in going:
-                drafts[k].cuts.append(self._first(drafts[k], law[k]))
-            going = [k for k in going if self._goes_on(drafts[k].leash)]
+            logits = stream.logits[going].double()
+            for k, sure in zip(going, self._first([drafts[k] for k in going], logits), strict=True):
+                drafts[k].cuts.append(sure)
+            words = open_words([drafts[k].leash for k in going], self.text)
+            more = words.any(1).nonzero()[:, 0]
+            going, words, logits = [going[number] for number in more.tolist()], words[more], logits[more]
             if not going:
                 return drafts
             u = torch.tensor([dice[k % self.count][live[k // self.count]][turn] for k in going], dtype=torch.float64)
             read = [left[k] + drafts[k].words for k in going] if self.decode.processors else []
             branch = [rank[k] for k in going] if turn == 0 and rank else None
-            leashes = [drafts[k].leash for k in going]
-            choice = choose(
-                stream.logits[going].double(), self.text, -1, leashes, read, self.decode, u.to(self.text.device), branch
-            )
+            choice = choose(logits, words, read, self.decode, u.to(self.text.device), branch)
             fed: list[int | None] = [None] * len(drafts)
             for k, word, sure, mass in zip(going, *(part.tolist() for part in choice), strict=True):
                 draft, fed[k] = drafts[k], word
                 draft.words.append(word)
                 draft.scores.append(sure)
-                draft.leash = draft.leash.push(word)
                 # at temperature 0 the words follow by themselves; the first is a choice
                 draft.mass += mass if self.decode.temperature else sure if turn == 0 else 0.0
+            after = pushed([drafts[k].leash for k in going], choice.ids.tolist())
+            for k, leash in zip(going, after, strict=True):
+                drafts[k].leash = leash
             stream.feed(fed)
             turn += 1
 
-    def _first(self, draft: _Draft, law: Tensor) -> float:
-        """The log weight of a cut here, as far as the first token on the right, or the end of the text."""
-        if not draft.leash.may_end:
-            return -torch.inf
-        if draft.right:
-            return draft.mass + float(law[draft.right[0]])
-        ends = self.posterior.denoiser.ends
-        return draft.mass + (float(law[ends].logsumexp(0)) if draft.page.is_last(draft.gap) else 0.0)
-
-    def _goes_on(self, leash: Leash) -> bool:
-        allowed = None if leash.full else leash.allowed(len(self.text))
-        return not leash.full and (allowed is None or bool((allowed & self.text).any()))
+    def _first(self, drafts: list[_Draft], logits: Tensor) -> list[float]:
+        """The log weight of a cut here, by logits (S, V), as far as the first token on the right, or the text's end."""
+        total, ends = logits.logsumexp(-1), self.posterior.denoiser.ends
+        after = torch.tensor([draft.right[0] if draft.right else 0 for draft in drafts], device=logits.device)
+        sure = (logits.gather(1, after[:, None])[:, 0] - total).tolist()
+        over = (logits[:, ends].logsumexp(-1) - total).tolist() if ends else []
+        result, may_end = [], {leash: leash.may_end for leash in {draft.leash for draft in drafts}}
+        for k, draft in enumerate(drafts):
+            next_ = sure[k] if draft.right else over[k] if draft.page.is_last(draft.gap) else 0.0
+            result.append(draft.mass + next_ if may_end[draft.leash] else -torch.inf)
+        return result
 
     def _weigh(self, drafts: list[_Draft]) -> list[_Draft]:
         """The other tokens of the window, for every cut, from the longest to the shortest."""

@@ -9,12 +9,15 @@ whether both say the same (`goes_on`), and where they do not, texts are read who
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from textdiff.denoiser.head import logits_at
+from textdiff.denoiser.words import own
 from textdiff.leak import vocabulary
 
 _FAILURES = (
@@ -44,7 +47,8 @@ class Stream:
         if not all(prompts):
             raise ValueError("the text begins with a gap and the model has no first token; begin with a word")
         self.size = len(prompts)
-        padding = not cached or (sources is None and _takes_positions(model))
+        told = _takes_positions(model) if sources is None else told_positions(model) is not None
+        padding = not cached or told
         groups: dict[int, list[int]] = {}
         for number, prompt in enumerate(prompts):
             groups.setdefault(0 if padding else len(prompt), []).append(number)
@@ -116,10 +120,16 @@ class _Batch:
         """Feed ids (S, m), those that are `live` (S, m) of them; logits at `where` (S, m)."""
         self.mask = torch.cat([self.mask, live], 1)
         inputs: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
+        position = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         if self.beside:
-            return logits_at(self.model, where, decoder_input_ids=ids, **_encoder_inputs(**self.beside), **inputs)
+            inputs |= {"decoder_input_ids": ids, **_encoder_inputs(**self.beside)}
+            told = told_positions(self.model)
+            if told is None:
+                return logits_at(self.model, where, **inputs)
+            with _telling(told, position):
+                return logits_at(self.model, where, decoder_attention_mask=self.mask, **inputs)
         if _takes_positions(self.model):
-            inputs["position_ids"] = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+            inputs["position_ids"] = position
         return logits_at(self.model, where, input_ids=ids, attention_mask=self.mask, **inputs)
 
     def back(self, count: int) -> None:
@@ -143,9 +153,7 @@ class _Batch:
             part = slice(begin, min(begin + width, longest))
             shifted = slice(part.start + 1, part.stop + 1)
             where = live[:, shifted].bool()
-            logits = self.read(ids[:, part], live[:, part], where).double()
-            truth = ids[:, shifted][where]
-            score = logits.gather(1, truth[:, None])[:, 0] - logits.logsumexp(-1)
+            score = own(self.read(ids[:, part], live[:, part], where), ids[:, shifted][where])
             total.index_add_(0, where.nonzero()[:, 0], score)
         self._crop(longest)
         return total
@@ -172,10 +180,10 @@ class _Whole:
         counts = [max(len(run) - 1, 0) for run in runs]
         total = torch.zeros(len(runs), dtype=torch.float64, device=self.model.device)
         if any(counts):
-            law = self._after([run[:-1] for run in runs], counts).double().log_softmax(-1)
-            truth = torch.tensor([token for run in runs for token in run[1:]], device=law.device)
-            row = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=law.device)
-            total.index_add_(0, row, law.gather(1, truth[:, None])[:, 0])
+            logits = self._after([run[:-1] for run in runs], counts)
+            truth = torch.tensor([token for run in runs for token in run[1:]], device=logits.device)
+            row = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=logits.device)
+            total.index_add_(0, row, own(logits, truth))
         return total
 
     def _after(self, runs: list[list[int]], counts: list[int]) -> Tensor:
@@ -251,6 +259,37 @@ def _forgets(model: Any) -> bool:
 
 def _takes_positions(model: Any) -> bool:
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+def told_positions(model: Any) -> Any:
+    """The module that embeds the decoder's positions, if it can be told them: BART's and its kin's; else None."""
+    for name, module in model.named_modules():
+        if name.endswith("decoder.embed_positions") and "position_ids" in inspect.signature(module.forward).parameters:
+            ids = torch.zeros(2, 3, dtype=torch.int64, device=model.device)
+            with torch.no_grad(), suppress(*_FAILURES):
+                usual = module(ids[:1], 1, position_ids=torch.arange(1, 4, device=model.device)).view(1, 3, -1)
+                with _telling(module, torch.arange(1, 4, device=model.device).expand(2, -1)):
+                    if torch.equal(module(ids, 0, position_ids=None), usual.expand(2, -1, -1)):
+                        return module
+    return None
+
+
+@contextmanager
+def _telling(module: Any, position: Tensor) -> Iterator[None]:
+    """The module embeds `position` (S, m), whatever it is asked for: it thinks of one row."""
+
+    def before(module: Any, args: Any, inputs: dict[str, Any]) -> Any:
+        return args, inputs | {"position_ids": position.flatten()}
+
+    def after(module: Any, args: Any, output: Tensor) -> Tensor:
+        return output.view(*position.shape, -1)
+
+    handles = [module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def answers(model: Any, rows: list[list[int]], asked: list[list[int]], sources: list[list[int]] | None) -> Tensor:

@@ -72,14 +72,14 @@ def _holes(ids: list[int], slot: list[int], specials: Specials) -> list[Hole]:
 class Leash:
     """What may still be written into a gap.
 
-    longest: tokens at most, or exactly where `known`. state: of the constraint's automaton, (1,). rest: where the length is
+    longest: tokens at most, or exactly where `known`. state: of the constraint's automaton. rest: where the length is
     known, the ids of the slot's places from here on that are given, -1 where they are open.
     """
 
     longest: int
     known: bool
     constraint: Constraint
-    state: Tensor
+    state: int = 0
     rest: tuple[int, ...] = ()
     written: int = 0
 
@@ -95,21 +95,60 @@ class Leash:
             return self.full
         if self.constraint.automaton is None:
             return self.written >= self.constraint.low
-        return bool(self.constraint.may_end(self.state, torch.full_like(self.state, self.written)))
+        return bool(self.constraint.may_end(torch.tensor([self.state]), torch.tensor([self.written])))
 
     def allowed(self, size: int) -> Tensor | None:
         """(size,) bool, the tokens that may be next; None for any."""
         if self.constraint.automaton is None:
             return None
+        state = torch.tensor([self.state])
         if self.known:
-            return self.constraint.fitting(self.state, torch.tensor(self.rest, device=self.state.device), size)
-        written = torch.full_like(self.state, self.written)
-        return self.constraint.allowed(self.state, written, size, room=self.longest - self.written)[0]
+            return self.constraint.fitting(state, torch.tensor(self.rest), size)
+        return self.constraint.allowed(state, torch.tensor([self.written]), size, room=self.longest - self.written)[0]
 
     def push(self, token: int) -> "Leash":
         """After one token more."""
-        state = self.constraint.next(self.state, torch.full_like(self.state, token))
-        return replace(self, state=state, rest=self.rest[1:], written=self.written + 1)
+        return pushed([self], [token])[0]
+
+
+def pushed(leashes: list[Leash], tokens: list[int]) -> list[Leash]:
+    """Each after one token more."""
+    states = [leash.state for leash in leashes]
+    groups: dict[Constraint, list[int]] = {}
+    for number, leash in enumerate(leashes):
+        groups.setdefault(leash.constraint, []).append(number)
+    for constraint, mine in groups.items():
+        if constraint.automaton is not None:
+            now, read = torch.tensor([states[k] for k in mine]), torch.tensor([tokens[k] for k in mine])
+            for k, state in zip(mine, constraint.next(now, read).tolist(), strict=True):
+                states[k] = state
+    return [
+        Leash(leash.longest, leash.known, leash.constraint, state, leash.rest[1:], leash.written + 1)
+        for leash, state in zip(leashes, states, strict=True)
+    ]
+
+
+def _after(constraint: Constraint, state: int, token: int) -> int:
+    """The automaton's state after a token."""
+    if constraint.automaton is None or state < 0:
+        return state
+    return int(constraint.next(torch.tensor([state]), torch.tensor([token])))
+
+
+def open_words(leashes: list[Leash], text: Tensor) -> Tensor:
+    """(S, V) bool: the ids of `text` (V,) bool that may be next on each leash. What many leashes ask is found once."""
+    found: dict[Leash, Tensor] = {}
+    rows: list[Tensor] = []
+    never = torch.zeros_like(text)
+    for leash in leashes:
+        if leash.full:
+            rows.append(never)
+            continue
+        if leash not in found:
+            allowed = leash.allowed(len(text))
+            found[leash] = text if allowed is None else text & allowed.to(text.device)
+        rows.append(found[leash])
+    return torch.stack(rows)
 
 
 @dataclass
@@ -168,12 +207,12 @@ class Page:
         """What may be written into a gap whose left neighbours are written. ValueError where nothing can be."""
         hole = self.holes[gap]
         constraint = self.decode.constraints[hole.slot - 1] if hole.slot else Constraint()
-        state = constraint.begin().to(self.device)
+        state = 0
         if hole.known:
             opens = {column for other in self.holes for column in range(other.begin, other.end)}
             rest = tuple(-1 if c in opens else self.ids[c] for c in range(hole.begin, hole.stop))
             for token in self.between(hole.first, hole.begin):
-                state = constraint.next(state, torch.full_like(state, token))
+                state = _after(constraint, state, token)
             return Leash(hole.size, True, constraint, state, rest)
         used = sum(len(w) for w, other in zip(self.words[:gap], self.holes, strict=False) if not other.known)
         room = min(max(self.room - used, 0), LONG)

@@ -17,11 +17,13 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from textdiff.constraints import Constraint
+from textdiff.denoiser.words import own
 from textdiff.keys import Key
 from textdiff.posterior import Decode, draw_tokens
-from textdiff.tokens import Specials, Tokens, concatenate, repeat
+from textdiff.tokens import Specials, Tokens, repeat
 
 LONGEST = 8  # tokens in a gap of which the user says nothing
 WITNESSES, HIDDEN = 4, 8  # words on each side that are said again, and how many are hidden while they are
@@ -55,12 +57,12 @@ def search(denoiser: Speaker, x: Tokens, decode: Decode, key: Key) -> Tokens:
     marks = (x.ids == denoiser.specials.gap) & x.valid
     counts = x.valid.long()
     u = key.uniform(x.ids.shape[1])
-    for row in marks.any(1).nonzero()[:, 0].tolist():  # alone, in its own width: its batch cannot touch it
-        text = x[row : row + 1].take(
-            torch.arange(int(x.valid[row].sum()), device=x.ids.device)[None], denoiser.specials.pad
-        )
-        columns = marks[row].nonzero()[:, 0]
-        counts[row, columns] = _choose(denoiser, text, decode, u[row, columns]).to(counts)
+    rows = marks.any(1).nonzero()[:, 0].tolist()
+    asked = [_ask(denoiser, x[row : row + 1], decode) for row in rows]
+    scores = iter(_say(denoiser, [look for one in asked for look in one.looks]))
+    for row, one in zip(rows, asked, strict=True):
+        found = one.evidence([next(scores) for _ in one.looks])
+        counts[row, one.columns] = one.choose(found, decode, u[row, one.columns]).to(counts)
     return opened(x, counts, denoiser.specials)
 
 
@@ -93,9 +95,42 @@ def _feasible(constraint: Constraint | None, decode: Decode) -> list[int]:
     return lengths
 
 
-def _choose(denoiser: Speaker, text: Tokens, decode: Decode, u: Tensor) -> Tensor:
-    """(G,) how many tokens each gap of one text (1, L) gets, drawn by u (G,)."""
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of one text: the columns (G,) of its gaps, the lengths each may have, those of them that are tried, how
+    many tokens there is room for, and the rows for the model."""
+
+    columns: Tensor
+    allowed: list[list[int]]
+    tried: list[list[int]]
+    room: int
+    looks: "list[_Look]"
+
+    def evidence(self, scores: list[float]) -> list[Tensor]:
+        """log p(context | n masks) at every length tried of every gap, from what each look said."""
+        found = {(gap, n): 0.0 for gap, lengths in enumerate(self.tried) for n in lengths}
+        for look, score in zip(self.looks, scores, strict=True):
+            found[look.gap, look.length] += score / look.sides
+        return [
+            torch.tensor([found[gap, n] for n in lengths], dtype=torch.float64)
+            for gap, lengths in enumerate(self.tried)
+        ]
+
+    def choose(self, found: list[Tensor], decode: Decode, u: Tensor) -> Tensor:
+        """(G,) how many tokens each gap gets, drawn by u (G,)."""
+        chosen: list[int] = []
+        for gap, lengths in enumerate(self.allowed):
+            rest = sum(map(min, self.allowed[gap + 1 :]))
+            n = torch.tensor([k for k in lengths if sum(chosen) + k + rest <= self.room])
+            score = prior(n) + _between(n, self.tried[gap], found[gap])
+            chosen.append(int(n[draw_tokens(score[None], u[gap : gap + 1].cpu(), decode)[0]]))
+        return torch.tensor(chosen)
+
+
+def _ask(denoiser: Speaker, text: Tokens, decode: Decode) -> _Asked:
+    """What is asked of one text (1, L): how it is padded and batched is none of its business."""
     specials = denoiser.specials
+    text = text.take(torch.arange(int(text.valid.sum()), device=text.ids.device)[None], specials.pad)
     columns = (text.ids[0] == specials.gap).nonzero()[:, 0]
     slots = text.slot[0, columns].tolist()
     allowed = [_feasible(decode.constraints[slot - 1] if slot else None, decode) for slot in slots]
@@ -104,14 +139,7 @@ def _choose(denoiser: Speaker, text: Tokens, decode: Decode, u: Tensor) -> Tenso
     room = min(limits, default=size + sum(map(max, allowed))) - size
     allowed = _fitting(allowed, room, size)
     tried, each = _plan(allowed, decode.max_calls)
-    found = evidence(denoiser, text, columns, allowed, tried, each, room)
-    chosen: list[int] = []
-    for gap, lengths in enumerate(allowed):
-        rest = sum(map(min, allowed[gap + 1 :]))
-        n = torch.tensor([k for k in lengths if sum(chosen) + k + rest <= room])
-        score = prior(n) + _between(n, tried[gap], found[gap])
-        chosen.append(int(n[draw_tokens(score[None], u[gap : gap + 1].cpu(), decode)[0]]))
-    return torch.tensor(chosen)
+    return _Asked(columns, allowed, tried, room, _looked(text, columns, allowed, tried, each, room, specials))
 
 
 def _fitting(allowed: list[list[int]], room: int, size: int) -> list[list[int]]:
@@ -167,25 +195,29 @@ class _Look:
     asked: Tensor
 
 
-def evidence(denoiser: Speaker, text: Tokens, columns: Tensor, allowed: list[list[int]], tried: list[list[int]],
-              each: int, room: int) -> list[Tensor]:  # fmt: skip
-    """log p(context | n masks) at every length tried of every gap, the others being of middling length meanwhile."""
+def _looked(text: Tokens, columns: Tensor, allowed: list[list[int]], tried: list[list[int]], each: int, room: int,
+            specials: Specials) -> list[_Look]:  # fmt: skip
+    """The rows that say log p(context | n masks) at every length tried of every gap, the others middling meanwhile."""
     least = torch.tensor([min(lengths) for lengths in allowed])
     middle = torch.tensor([min(lengths, key=lambda n: abs(n - MIDDLE)) for lengths in allowed])
     rows: list[_Look] = []
     for gap, lengths in enumerate(tried):
-        sides = _sides(text, int(columns[gap]), denoiser.specials)[:each]
+        sides = _sides(text, int(columns[gap]), specials)[:each]
         for n in lengths:
             sizes = middle.clone()
             sizes[gap] = n
             if int(sizes.sum()) > room:
                 sizes = least.clone()
                 sizes[gap] = n
-            rows += _looks(text, columns, sizes, gap, sides, each // max(len(sides), 1), denoiser.specials)
-    found = {(gap, n): 0.0 for gap, lengths in enumerate(tried) for n in lengths}
-    for row, score in zip(rows, _say(denoiser, rows), strict=True):
-        found[row.gap, row.length] += score / row.sides
-    return [torch.tensor([found[gap, n] for n in lengths], dtype=torch.float64) for gap, lengths in enumerate(tried)]
+            rows += _looks(text, columns, sizes, gap, sides, each // max(len(sides), 1), specials)
+    return rows
+
+
+def evidence(denoiser: Speaker, text: Tokens, columns: Tensor, allowed: list[list[int]], tried: list[list[int]],
+              each: int, room: int) -> list[Tensor]:  # fmt: skip
+    """log p(context | n masks) of one text (1, L), at every length tried of every gap."""
+    one = _Asked(columns, allowed, tried, room, _looked(text, columns, allowed, tried, each, room, denoiser.specials))
+    return one.evidence(_say(denoiser, one.looks))
 
 
 def _sides(text: Tokens, column: int, specials: Specials) -> list[list[int]]:
@@ -211,20 +243,31 @@ def _looks(text: Tokens, columns: Tensor, sizes: Tensor, gap: int, sides: list[l
 
 
 def _say(denoiser: Speaker, rows: list[_Look]) -> list[float]:
-    """What each row says of the words it is asked for, summed, a few rows at a time."""
-    scores: list[float] = []
-    while len(scores) < len(rows):
-        rest = rows[len(scores) :]
-        widest = max(look.text.ids.shape[1] for look in rest)
-        part = rest[: max(1, min(ROWS, TOKENS // widest))]
-        x = concatenate([look.text for look in part], denoiser.specials.pad)
-        hidden, asked = torch.zeros_like(x.fixed), torch.zeros_like(x.fixed)
-        for row, look in enumerate(part):
-            hidden[row, : look.hidden.shape[1]] = look.hidden[0]
-            asked[row, : look.asked.shape[1]] = look.asked[0]
-        state = x.with_(ids=x.ids.masked_fill(hidden, denoiser.specials.mask))
-        logits = denoiser.logits(state, asked).double()
-        said = logits.log_softmax(-1).gather(1, x.ids[asked][:, None])[:, 0]
-        total = said.new_zeros(len(part)).index_add(0, asked.nonzero()[:, 0], said)
-        scores += total.tolist()
+    """What each row says of the words it is asked for, summed. Rows of like width go together, whatever their texts."""
+    sizes = [look.text.ids.shape[1] for look in rows]
+    order = sorted(range(len(rows)), key=lambda row: sizes[row])
+    scores, begin = [0.0] * len(rows), 0
+    while begin < len(order):
+        end = begin + 1
+        while end < len(order) and end - begin < ROWS and (end + 1 - begin) * sizes[order[end]] <= TOKENS:
+            end += 1
+        said = _said(denoiser, [rows[row] for row in order[begin:end]])
+        for row, score in zip(order[begin:end], said, strict=True):
+            scores[row] = score
+        begin = end
     return scores
+
+
+def _said(denoiser: Speaker, part: list[_Look]) -> list[float]:
+    """The same of a batch."""
+    specials = denoiser.specials
+    ids, doc = _rows([look.text.ids for look in part], specials.pad), _rows([look.text.doc for look in part], -1)
+    hidden, asked = _rows([look.hidden for look in part], 0), _rows([look.asked for look in part], 0)
+    state = Tokens.of(ids.masked_fill(hidden, specials.mask), doc, torch.zeros_like(hidden))
+    said = own(denoiser.logits(state, asked), ids[asked])
+    return said.new_zeros(len(part)).index_add(0, asked.nonzero()[:, 0], said).tolist()
+
+
+def _rows(parts: list[Tensor], fill: int) -> Tensor:
+    """(S, M): rows (1, m), padded on the right."""
+    return pad_sequence([part[0] for part in parts], batch_first=True, padding_value=fill)

@@ -11,6 +11,8 @@ from textdiff.constraints import Constraint, Unsatisfiable, draw_run
 from textdiff.posterior import Decode, draw_tokens, truncate, words_before
 from textdiff.tokens import Tokens
 
+_ROWS = 64
+
 
 def processed(logits: Tensor, prefix: Tensor, decode: Decode) -> Tensor:
     """Logits (S, V) as the user's processors leave them; `prefix` (S, n) is what they see of each text.
@@ -49,12 +51,20 @@ def at_once(x: Tokens, mask: Tensor, logits: Tensor, decode: Decode, u: Tensor, 
         scores = log_prob[index.clamp_min(0)]
         drawn = _draw(decode.constraints[slot - 1], scores, given, u[row, columns], decode)
         words[index[index >= 0]] = drawn[index >= 0]
-    return words, own(logits, words)
+    return words, own(logits, words).float()
 
 
 def own(logits: Tensor, words: Tensor) -> Tensor:
-    """(S,) the log-probability of words (S,) by logits (S, V)."""
-    return logits.double().log_softmax(-1).gather(-1, words[:, None])[:, 0].float()
+    """(S,) float64, the log-probability of words (S,) by logits (S, V)."""
+    if not len(logits):
+        return logits.new_zeros(0, dtype=torch.float64)
+    # a few rows at a time: what is in a cache is read again at no cost
+    parts = zip(logits.split(_ROWS), words.split(_ROWS), strict=True)
+    return torch.cat([_own(part.double(), chosen) for part, chosen in parts])
+
+
+def _own(logits: Tensor, words: Tensor) -> Tensor:
+    return logits.gather(-1, words[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def _draw(constraint: Constraint, log_prob: Tensor, given: Tensor, u: Tensor, decode: Decode) -> Tensor:
@@ -85,6 +95,7 @@ def one_by_one(
     if not bool((live & bound[rows, column]).any()):
         return logits
     logits = logits.clone()
+    found: dict[tuple[Constraint, int, tuple[int, ...]], Tensor] = {}  # mostly, many rows ask the same
     for row in (live & bound[rows, column]).nonzero()[:, 0].tolist():
         place = int(column[row])
         constraint = decode.constraints[int(x.slot[row, place]) - 1]
@@ -95,7 +106,10 @@ def one_by_one(
             state = constraint.next(state, token[None])
         rest = columns[columns >= place]
         given = torch.where(mask[row, rest], -1, ids[row, rest])
-        logits[row] = logits[row].masked_fill(~constraint.fitting(state, given, logits.shape[-1]), -torch.inf)
+        asked = constraint, int(state), tuple(given.tolist())
+        if asked not in found:
+            found[asked] = ~constraint.fitting(state, given, logits.shape[-1])
+        logits[row].masked_fill_(found[asked], -torch.inf)
         if bool((logits[row] == -torch.inf).all()):
             raise Unsatisfiable("no word that the model can say here fits what is asked of the gap; ask for less")
     return logits

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.feeding import Stream
-from textdiff.denoiser.pages import Leash, Page
+from textdiff.denoiser.pages import Page, open_words
 from textdiff.keys import Key
 from textdiff.posterior import Decode, draw_tokens
 from textdiff.tokens import Specials
@@ -20,7 +20,7 @@ from textdiff.tokens import Specials
 
 class Choice(NamedTuple):
     """Tokens (S,), the log-probability that the model's own law gives each, and log of how much of the law, at this
-    temperature, was open to the draw."""
+    temperature, was open to the draw; 0 at temperature 0, where nothing is drawn."""
 
     ids: Tensor
     log_prob: Tensor
@@ -37,36 +37,32 @@ def text_of(specials: Specials, size: int, device: torch.device, banned: tuple[i
 
 
 def choose(
-    scores: Tensor, text: Tensor, end: int, leashes: list[Leash], read: list[list[int]], decode: Decode, u: Tensor,
-    rank: list[int] | None = None,
-) -> Choice:  # fmt: skip
-    """A token for each of S places: a word, or `end` (-1: none) where the gap may end there.
+    scores: Tensor, words: Tensor, read: list[list[int]], decode: Decode, u: Tensor, rank: list[int] | None = None
+) -> Choice:
+    """A token for each of S places.
 
-    scores: (S, V) float64, the model's own law. text: (V,) bool. read: the text left of each place, for processors.
+    scores: (S, V) float64, the model's own law. words: (S, V) bool, what may stand there. read: the text left of each
+    place, for processors.
     rank: instead of a draw, the token so many places below the most probable one, as far as there are any.
     """
-    own = scores.log_softmax(-1)
+    own, total = scores, scores.logsumexp(-1)
     scores = processed(scores, read, decode)
-    full = torch.tensor([leash.full for leash in leashes], device=text.device)
-    open_ = text & ~full[:, None]
-    for row, leash in enumerate(leashes):
-        allowed = leash.allowed(len(text))
-        if allowed is not None:
-            open_[row] &= allowed
-    if end >= 0:
-        ending = [not leash.known and leash.may_end for leash in leashes]
-        open_[:, end] = torch.tensor(ending, device=text.device)
-    masked = scores.masked_fill(~open_, -torch.inf)
+    masked = scores.masked_fill(~words, -torch.inf)
     if bool(masked.isneginf().all(1).any()):
         raise ValueError("no word of the model's can stand in a gap; loosen its constraint, or the processors")
-    if rank is None:
+    if rank is None and not decode.temperature:
+        ids = masked.argmax(-1)
+    elif rank is None:
         ids = draw_tokens(masked, u, decode)[0]
     else:
         place = torch.tensor(rank, device=masked.device).minimum((~masked.isneginf()).sum(1) - 1)
         ids = masked.argsort(dim=1, descending=True, stable=True).gather(1, place[:, None])[:, 0]
-    heat = decode.temperature or 1.0
+    sure = own.gather(1, ids[:, None])[:, 0] - total
+    if not decode.temperature:
+        return Choice(ids, sure, torch.zeros_like(sure))
+    heat = decode.temperature
     mass = (masked / heat).logsumexp(-1) - (scores / heat).logsumexp(-1)
-    return Choice(ids, own.gather(1, ids[:, None])[:, 0], mass)
+    return Choice(ids, sure, mass)
 
 
 def processed(scores: Tensor, read: list[list[int]], decode: Decode) -> Tensor:
@@ -132,7 +128,11 @@ def write(
             u = torch.tensor([dice[at[row]][row][leash[row].written] for row in asked], dtype=torch.float64)
             scores = ended(stream.logits[asked], text, ends, [leash[row].known for row in asked])
             left = [pages[row].left(at[row]) for row in asked] if decode.processors else []
-            choice = choose(scores, text, ends[0], [leash[row] for row in asked], left, decode, u.to(text.device))
+            mine = [leash[row] for row in asked]
+            words = open_words(mine, text)
+            ending = [not one.known and one.may_end for one in mine]
+            words[:, ends[0]] = torch.tensor(ending, device=text.device)
+            choice = choose(scores, words, left, decode, u.to(text.device))
             for row, word, sure in zip(asked, choice.ids.tolist(), choice.log_prob.tolist(), strict=True):
                 if word == ends[0]:
                     close(row)
