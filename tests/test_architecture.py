@@ -39,6 +39,7 @@ LAYERS = (
         "spelling",
         "automata",
         "gaps",
+        "clocks",
         "filling",
         "drafts",
         "stock",

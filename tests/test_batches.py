@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 from stock import PATHS, filler
-from test_laws import SPECIALS, data
+from test_laws import ANY_LENGTH, FIXED_LENGTH, SPECIALS, data
 from torch.nn import Module
+from writers import bart, t5
 
 from textdiff.clocks import TOKENS, portions
 from textdiff.denoiser import Denoiser, Oracle
+from textdiff.denoiser.feeding import Stream, told_positions
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Posterior, truncate
+from textdiff.posterior import Decode, Draw, Posterior, truncate
 from textdiff.process import Deletion, Masking
 from textdiff.rules import Rule, fresh, partial, posterior
 from textdiff.sampler import sample, sample_each
-from textdiff.tokens import Tokens
+from textdiff.tokens import Tokens, concatenate
 
 TEXTS = [
     "We [GAP] the United States",
@@ -46,9 +48,6 @@ class _EachPosterior(Posterior):
         self.parts = parts
 
     def sample(self, decode: Decode, key: Key) -> Any:
-        from textdiff.posterior import Draw
-        from textdiff.tokens import concatenate
-
         draws = [part.sample(decode, key[torch.tensor([r])]) for r, part in enumerate(self.parts)]
         x0 = concatenate([draw.x0 for draw in draws], SPECIALS.pad)
         width = max(draw.place.shape[1] for draw in draws)
@@ -60,11 +59,11 @@ class _EachPosterior(Posterior):
 
 
 @pytest.mark.parametrize("rule", [posterior, fresh, partial(0.5)])
-@pytest.mark.parametrize("make", [Masking, Deletion])
-def test_rows_at_clocks_of_their_own_go_as_in_a_run_of_their_own(make: Any, rule: Rule) -> None:
+@pytest.mark.parametrize(("make", "words"), [(Masking, FIXED_LENGTH), (Deletion, ANY_LENGTH)])
+def test_rows_at_clocks_of_their_own_go_as_in_a_run_of_their_own(make: Any, words: Any, rule: Rule) -> None:
     """The very tokens of `sample` with each number of steps; with another number of steps some differ."""
     process = make(SPECIALS)
-    x0 = data()
+    x0 = data(words)
     denoiser = Each(Oracle(process, x0))
     key, steps = Key.of(3, 24), torch.arange(24) % 4 + 1
     start = process.prior(x0[torch.arange(24) % len(x0)], key.fold(99))
@@ -124,3 +123,21 @@ def test_one_call_is_many_calls(path: str, options: dict[str, Any]) -> None:
         (alone,) = fill([text], **options)
         assert alone[0]["generated_text"] == result[0]["generated_text"]
         assert alone[0]["score"] == pytest.approx(result[0]["score"], abs=1e-4)
+
+
+def test_a_decoder_that_can_be_told_positions_reads_prompts_of_different_lengths_together() -> None:
+    """As when each is read alone; relative positions, as T5's, have no module to be told."""
+    assert told_positions(t5()) is None
+    model = bart().double()
+    assert told_positions(model) is not None
+    prompts, sources = [[3, 4], [5], [4, 4, 7, 8, 3]], [[3, 4, 5], [6], [7, 8]]
+    together = Stream(model, prompts, sources)
+    assert len(together.batches) == 1
+    together.feed([5, 6, None])
+    ahead = together.ahead([[3, 4], [], [6, 7, 8]])
+    for row in range(3):
+        alone = Stream(model, prompts[row : row + 1], sources[row : row + 1])
+        if row < 2:
+            alone.feed([5 + row])
+            torch.testing.assert_close(together.logits[row], alone.logits[0])
+        torch.testing.assert_close(ahead[row], alone.ahead([[[3, 4], [], [6, 7, 8]][row]])[0])

@@ -52,7 +52,7 @@ class Decode:
     longest: int | None = None
     constraints: tuple[Constraint, ...] = ()
     processors: tuple[Processor, ...] = ()
-    max_calls: int = 64
+    max_calls: int = 32
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
