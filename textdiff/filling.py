@@ -256,12 +256,11 @@ def infill(
     fluency = torch.zeros(len(rows), dtype=torch.float64)
     with counting(denoiser) as calls, torch.inference_mode():
         x = denoiser.open(x, decode, key.fold(OPEN))
-        x = process.prior(x, key.fold(PRIOR))
         opening = calls[0]
         turns = clocks(x, specials, steps)
         for mine in portions(x):
             calls[0] = opening
-            now = narrowed(x[mine], specials)
+            now = process.prior(narrowed(x[mine], specials), key[mine].fold(PRIOR))
             run = sample_each(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine])
             for number, x0 in run:
                 if candidates > 1:

@@ -57,7 +57,7 @@ def sample_each(
     decode: Decode | None = None,
 ) -> Iterator[tuple[Tensor, State]]:  # fmt: skip
     """Run the reverse process from t = 1, each row in as many equal steps as `steps` (B,) int64 says: rows at times of
-    their own in one batch. Yields the rows (N,) that have come to t = 0, with their states, as they do.
+    their own in one batch. Yields the rows (N,) that have come to t = 0, with their x0, as they do.
 
     A row's result is that of `sample` with its number of steps. ValueError for fewer than one step.
     """
@@ -70,10 +70,10 @@ def sample_each(
         for number in range(max(times, default=0)):
             pairs = [times[count][number : number + 2] for count in steps[rows].tolist()]
             now, then = torch.tensor(pairs, dtype=torch.float64, device=rows.device).unbind(1)
-            _, x = _turn(denoiser, process, x, now, then, key[rows], number, rule, decode)
+            draw, x = _turn(denoiser, process, x, now, then, key[rows], number, rule, decode)
             done = steps[rows] == number + 1
             if bool(done.any()):
-                yield rows[done], x[done]
+                yield rows[done], draw.x0[done]
                 x, rows = x[~done], rows[~done]
 
 
