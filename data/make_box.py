@@ -1,7 +1,7 @@
 """Put a trained model into the package, as textdiff/box: half-precision weights, how it fills by default, its card.
 
 python data/make_mix.py FOLDER_OF_ARCHIVES --out runs/mix
-OMP_NUM_THREADS=1 textdiff train --config data/box.yaml
+OMP_NUM_THREADS=2 textdiff train --config data/box.yaml
 python data/make_box.py runs/box
 """
 
