@@ -191,7 +191,7 @@ Examples:
 
 Examples:
   textdiff evaluate runs/demo
-  textdiff evaluate runs/demo runs/demo-autoregressive --gaps 200
+  textdiff evaluate runs/demo runs/demo-box --gaps 200
   textdiff evaluate runs/mine --dataset texts.jsonl --split train --text-column body --train-split None --json
   textdiff evaluate runs/digits runs/digits-blur --samples 500""",
 }
