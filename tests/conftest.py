@@ -27,6 +27,9 @@ SECONDS = (
     "test_edit.py::test_a_perfect_denoiser_takes_out_what_came_in[partial-2-level]",
     "test_deletion_bounds.py::test_the_schedule_does_not_matter[Power]",
     "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-posterior]",
+    "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-fresh]",
+    "test_pictures.py::test_accumulation_changes_nothing",
+    "test_trainer.py::test_accumulation_changes_nothing[autoregressive]",
     "test_mixture.py::test_a_perfect_denoiser_samples_the_data[8-rho]",
 )
 
