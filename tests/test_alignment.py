@@ -341,8 +341,8 @@ def oracle(form: str, words: str) -> Denoiser:
 
 
 def drawn(denoiser: Denoiser, process: Deletion, words: str, rule, steps: int) -> dict[int, int]:
-    """100,000 samples."""
-    key = Key.of(8, 100_000)
+    """200,000 samples."""
+    key = Key.of(8, 200_000)
     x = process.prior(many(laws.data(DATA[words])[-1:], len(key)), key)
     *_, last = sample(denoiser, process, x, steps=steps, key=key, rule=rule)
     return state_counts(last.x.ids)
@@ -376,7 +376,7 @@ EVERY = [
 
 @pytest.mark.parametrize(("form", "words", "rule", "steps"), EVERY)
 def test_a_perfect_denoiser_samples_the_data(form: str, words: str, rule, steps: int) -> None:
-    """Identity 3: whatever the form of deletion, the rule and the steps. Chi-square, N = 100,000, false alarm 1e-6."""
+    """Identity 3: whatever the form of deletion, the rule and the steps. Chi-square, N = 200,000, false alarm 1e-6."""
     assert fit(drawn(oracle(form, words), FORMS[form][0], words, rule, steps), law_of(words)) > 1e-6
 
 
