@@ -21,7 +21,7 @@ from stock import PATHS, filler
 from textdiff.gaps import Gap, Parts, parse, tidy
 
 TEXTS, AGAIN = 16, 5  # filled by one call; of these, how many are filled again in another batch
-CASES = 2_000  # of all paths together, in the quick form
+CASES, MORE = 700, 1_300  # of all paths together: in the quick form, and what the slow form adds
 MANY = int(os.environ.get("TEXTDIFF_CASES", "100000"))  # in the long form
 SLOW = ("causal, bytes", "causal, byte fallback", "rewriting")  # get half as many cases
 SHARE = 0.15  # of texts that may be refused, each for a reason in REASONS
@@ -260,6 +260,12 @@ def run(path: str, cases_in_all: int, number: int | None = None) -> Counter[str]
 @pytest.mark.parametrize("path", PATHS)
 def test_promises(path: str) -> None:
     run(path, CASES, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PATHS)
+def test_promises_of_more(path: str) -> None:
+    run(path, MORE, 1)
 
 
 @pytest.mark.long
