@@ -4,6 +4,7 @@ Nothing is looked up on a network.
 """
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -39,3 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.endswith(SECONDS):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate remembers the precision of the first run of a process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -14,7 +14,6 @@ import datasets
 import pytest
 import torch
 import transformers
-from accelerate.state import AcceleratorState
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -35,6 +34,8 @@ from textdiff.recipe import Recipe, read_recipe
 from textdiff.tokenizer import encode, load_tokenizer, prepare_tokenizer, specials, stock_specials
 from textdiff.tokens import Tokens
 from textdiff.udm import UDM
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
@@ -134,18 +135,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def train(path: str, out: Path, *words: str) -> int:
     """A run of `textdiff train` on the toy texts."""
-    options = ["--dataset", "texts", "--data.context", "16", "--data.shortest", "4", "--out", str(out), "--batch", "4"]
-    options += ["--trainer.log-every", "1", "--examples", "We [GAP:2] on."]
-    options[options.index("--batch")] = "--trainer.batch"
+    options = ["--dataset", "texts", "--data.context", "16", "--data.shortest", "4", "--out", str(out)]
+    options += ["--trainer.batch", "4", "--trainer.log-every", "1", "--examples", "We [GAP:2] on."]
     return cli(["train", "--model_name_or_path", path, *options, *words])
 
 

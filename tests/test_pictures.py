@@ -29,15 +29,10 @@ from textdiff.pictures.scores import frechet, learn
 from textdiff.report import read_log
 from textdiff.trainer import Interrupted, TrainerConfig
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parent.parent
 CELL = 8 * ENLARGED + GAP
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def recipe(out: Path, diffusion: dict | None = None, model: dict | None = None, data: dict | None = None,

@@ -38,6 +38,8 @@ from textdiff.tokenizer import load_tokenizer, specials, train_tokenizer
 from textdiff.trainer import Interrupted, Trainer, TrainerConfig
 from textdiff.udm import Loss
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
 KINDS = ("autoregressive", "parallel")
@@ -75,14 +77,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             save_model(kind, folder / kind, corpus["train"])
         save_model("autoregressive", folder / "dropout", corpus["train"], attention_dropout=0.2)
         yield folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate remembers the precision of the first run of a process."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def recipe(world: Path, out: Path, kind: str = "autoregressive", model: str = "", data: dict | None = None,

@@ -129,7 +129,7 @@ class DiffusionConfig:
         top_k: Tokens to choose from; 0 for all.
         top_p: Share of the probability to choose from.
         max_gap: The longest content of a gap, in tokens.
-        candidates: Fillings drawn for each one that is given, the likeliest whole text (autoregressive denoisers).
+        candidates: Fillings drawn for each one that is given, the most fluent (causal denoisers, `Denoiser.fluency`).
     """
 
     denoiser: Literal["parallel", "autoregressive", "seq2seq"] = "parallel"

@@ -32,7 +32,7 @@ class Sampling:
     max_gap: int | None = None
     """The longest content of a gap, in tokens."""
     candidates: int | None = None
-    """Fillings drawn for each one that is given, the likeliest whole text; for autoregressive models of text."""
+    """Fillings drawn for each one that is given, the most fluent; for autoregressive checkpoints."""
     num_return_sequences: int | None = None
     """One text, or ten images of each class, unless it is given."""
     seed: int = 0

@@ -240,7 +240,7 @@ def infill(
     """Fill every text `samples` times, jointly over its gaps. Text i's samples do not depend on what else is in the batch.
 
     steps: turns of the loop; None for one per open token, so that each is drawn in sight of all others drawn before.
-    candidates: each sample is the likeliest whole text of as many (`Denoiser.fluency`).
+    candidates: each sample is the most fluent of as many (`Denoiser.fluency`).
     ValueError for a text that is longer than the model reads; none grows beyond that.
     """
     pages = [t if isinstance(t, Page) else prepare(t, tokenizer, specials, longest=denoiser.longest) for t in texts]

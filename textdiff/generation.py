@@ -89,17 +89,19 @@ def generate(
         final = _run(
             model, texts, prompt, mask, _size(config, input_ids, texts.config), wanted, stopping_criteria, streamer
         )
-    pad = _first(config.pad_token_id, texts.specials.pad)
-    new = _padded([written.ids for written in final], pad).to(prompt.device)
+    new = _padded([written.ids for written in final], _first(config.pad_token_id, texts.specials.pad)).to(prompt.device)
     if streamer is not None:
         streamer.put(new.cpu())
         streamer.end()
     sequences = torch.cat([prompt, new], 1)
-    if not config.return_dict_in_generate:
-        return sequences
+    return _output(sequences, final, calls[0]) if config.return_dict_in_generate else sequences
+
+
+def _output(sequences: Tensor, final: list[Written], calls: int) -> DiffusionOutput:
     counts = torch.tensor([len(written.ids) for written in final], dtype=torch.float64)
     scores = torch.tensor([written.score for written in final], dtype=torch.float64)
-    return DiffusionOutput(sequences, scores.to(prompt.device), (counts / max(calls[0], 1)).to(prompt.device))
+    device = sequences.device
+    return DiffusionOutput(sequences, scores.to(device), (counts / max(calls, 1)).to(device))
 
 
 def _run(

@@ -26,7 +26,7 @@ class Denoiser(nn.Module, ABC):
         return x
 
     def fluency(self, x0: Any) -> Tensor:
-        """(B,) how likely whole texts are, in nats: what several fillings of one text are compared by."""
+        """(B,) how well whole texts read, in nats: what several fillings of one text are compared by, more is better."""
         raise ValueError("this model cannot compare whole texts, so it fills each once; leave candidates at 1")
 
     @property

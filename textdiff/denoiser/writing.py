@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.feeding import Stream
-from textdiff.denoiser.pages import Page, open_words
+from textdiff.denoiser.pages import Leash, Page, open_words
 from textdiff.keys import Key
 from textdiff.posterior import Decode, draw_tokens
 from textdiff.tokens import Specials
@@ -92,6 +92,38 @@ def ended(logits: Tensor, text: Tensor, ends: list[int], known: list[bool]) -> T
     return torch.where(column, end[:, None], logits.masked_fill(~text, -torch.inf))
 
 
+class _Dice:
+    """The random numbers of each gap, by row and by word, whatever is written in which turn."""
+
+    def __init__(self, key: Key) -> None:
+        self.key, self.known = key, dict[int, list[list[float]]]()
+
+    def of(self, rows: list[int], gaps: list[int], leashes: list[Leash]) -> Tensor:
+        """(S,) float64, for the next word of each row in its gap."""
+        for gap in {*gaps}:
+            widest = max(leash.longest for leash, its in zip(leashes, gaps, strict=True) if its == gap) + 1
+            if gap not in self.known or len(self.known[gap][0]) < widest:
+                self.known[gap] = self.key.fold(gap).uniform(widest).tolist()
+        where = zip(rows, gaps, leashes, strict=True)
+        return torch.tensor([self.known[gap][row][leash.written] for row, gap, leash in where], dtype=torch.float64)
+
+
+def _next(
+    logits: Tensor,
+    leashes: list[Leash],
+    text: Tensor,
+    ends: list[int],
+    left: list[list[int]],
+    decode: Decode,
+    u: Tensor,
+) -> Choice:
+    """A word for each gap, or its end where it may end there."""
+    words = open_words(leashes, text)
+    words[:, ends[0]] = torch.tensor([not leash.known and leash.may_end for leash in leashes], device=text.device)
+    scores = ended(logits, text, ends, [leash.known for leash in leashes])
+    return choose(scores, words, left, decode, u)
+
+
 def write(
     stream: Stream, pages: list[Page], gaps: list[range], bridge: Callable[[int], list[int]], text: Tensor,
     ends: list[int], key: Key,
@@ -101,7 +133,7 @@ def write(
     A gap ends with any of the tokens `ends`, or where it can hold no more; none is fed.
     """
     decode = pages[0].decode
-    dice: dict[int, list[list[float]]] = {}
+    dice = _Dice(key)
     at, queue = [r.start for r in gaps], [[] for _ in pages]  # type: list[int], list[list[int]]
     leash = [p.leash(g) for p, g in zip(pages, at, strict=True)]
 
@@ -121,18 +153,10 @@ def write(
     while any(at[row] < gaps[row].stop for row in range(len(pages))):
         asked = [row for row in range(len(pages)) if at[row] < gaps[row].stop and not queue[row]]
         if asked:
-            for gap in {at[row] for row in asked}:
-                widest = max(leash[row].longest for row in asked if at[row] == gap) + 1
-                if gap not in dice or len(dice[gap][0]) < widest:
-                    dice[gap] = key.fold(gap).uniform(widest).tolist()
-            u = torch.tensor([dice[at[row]][row][leash[row].written] for row in asked], dtype=torch.float64)
-            scores = ended(stream.logits[asked], text, ends, [leash[row].known for row in asked])
-            left = [pages[row].left(at[row]) for row in asked] if decode.processors else []
             mine = [leash[row] for row in asked]
-            words = open_words(mine, text)
-            ending = [not one.known and one.may_end for one in mine]
-            words[:, ends[0]] = torch.tensor(ending, device=text.device)
-            choice = choose(scores, words, left, decode, u.to(text.device))
+            u = dice.of(asked, [at[row] for row in asked], mine)
+            left = [pages[row].left(at[row]) for row in asked] if decode.processors else []
+            choice = _next(stream.logits[asked], mine, text, ends, left, decode, u.to(text.device))
             for row, word, sure in zip(asked, choice.ids.tolist(), choice.log_prob.tolist(), strict=True):
                 if word == ends[0]:
                     close(row)

@@ -40,7 +40,7 @@ class TextInfillingPipeline(Pipeline):
     `[GAP:yes|no]`, `[GAP:/regex/]`, or the model's own mask token), or a list of parts such as
     `["My fellow ", Gap(), "."]`; or a list of either. Options, at construction or at the call:
 
-    num_return_sequences, seed: how many fillings, and which. candidates: of how many drawn each is the likeliest whole text.
+    num_return_sequences, seed: how many fillings, and which. candidates: of how many drawn each is the most fluent.
     num_steps: turns of the reverse process. rule: fresh, posterior, ranked, partial:RHO.
     temperature (0: the most probable), top_k, top_p: how words are drawn.
     max_gap: the longest content of a gap, in tokens. max_calls: texts that may be tried for each to find its gaps' lengths.
@@ -50,7 +50,8 @@ class TextInfillingPipeline(Pipeline):
 
     Output per text: one dict per sequence, {"generated_text", "score", "calls", "named", "gaps"}; a gap is {"text", "start",
     "end", "score", "name", "tokens", "probabilities"}. Scores are log-probabilities in nats of the words, given how many
-    there are; offsets count characters of generated_text; "calls" is how often the model was run for the batch.
+    there are; offsets count characters of generated_text; "calls" is how often the model was run for the texts
+    that were filled together with it.
     Where all gaps of a text are choices, of at most 64 combinations, and scores are exact, nothing is written word by word:
     each combination is scored, and a choice with all its tokens is one event.
     `explain()` says which way the model fills, and why.
