@@ -65,6 +65,18 @@ def test_the_most_fluent_of_the_candidates_is_given(made: Checkpoint, monkeypatc
         assert best.text == pool[8 * number + sizes.index(max(sizes))].text
 
 
+@pytest.mark.parametrize("tokens", [30, 2048])
+def test_calls_are_those_of_all_candidates(made: Checkpoint, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """In one portion or in several: counted at the model itself."""
+    monkeypatch.setattr("textdiff.clocks.TOKENS", tokens)
+    seen = []
+    handle = made.model.base_model.register_forward_pre_hook(lambda *_: seen.append(1))
+    tools = made.tools() | {"tokenizer": made.tokenizer}
+    found = infill([parse(TEXT)], candidates=8, seed=1, decode=Decode(max_gap=4), **tools)[0][0]
+    handle.remove()
+    assert found.calls == len(seen)
+
+
 def test_models_that_cannot_compare_say_so() -> None:
     other = tiny_checkpoint("parallel")
     state = start_state([parse("We [GAP].")], other.tokenizer, other.specials)

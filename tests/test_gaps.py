@@ -100,8 +100,8 @@ def test_a_length_that_is_not_positive(length: int) -> None:
         ([], "the text is empty; give a text with a "),
         (["", ""], "the text is empty"),
         (["only ", "words"], "no gap in 'only words'; mark the missing text with"),
-        ([Gap(), Gap(1, 2)], "two gaps touch; put text between them"),
-        (["a", Gap(), "", Gap()], "two gaps touch"),
+        ([Gap(), Gap(1, 2)], "gap 2: two gaps touch; put text between them"),
+        (["a", Gap(), "", Gap()], "gap 2, after 'a': two gaps touch"),
     ],
 )
 def test_what_cannot_be_filled(parts: list, message: str) -> None:

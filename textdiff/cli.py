@@ -51,9 +51,8 @@ def infill(args: list[str], prog: str) -> int:
     command = parse(Infill, args, prog=prog, description=EXAMPLES["infill"])
     texts = list(command.words)
     model = texts.pop(0) if texts and "[GAP" not in texts[0] else None
-    texts = texts or [line.rstrip("\n") for line in sys.stdin]
-    if not texts:
-        raise ValueError("no text to fill; give one, or a line each on standard input")
+    unfilled = f"; if {model!r} is one, mark the missing text with [GAP]" if model else ""
+    texts = texts or _lines("fill", unfilled)
     from textdiff.gaps import parse as parse_gaps
 
     for text in texts:  # before the model is loaded
@@ -68,12 +67,18 @@ def infill(args: list[str], prog: str) -> int:
     return 0
 
 
+def _lines(what: str, remedy: str = "") -> list[str]:
+    """The lines of standard input. ValueError where there are none; nobody waits for somebody to type them."""
+    texts = [] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin]
+    if not texts:
+        raise ValueError(f"no text to {what}; give one, or a line each on standard input{remedy}")
+    return texts
+
+
 def refine(args: list[str], prog: str) -> int:
     """textdiff refine."""
     command = parse(Refine, args, prog=prog, description=EXAMPLES["refine"])
-    texts = list(command.texts) or [line.rstrip("\n") for line in sys.stdin]
-    if not texts:
-        raise ValueError("no text to refine; give one, or a line each on standard input")
+    texts = list(command.texts) or _lines("refine")
     _write(_pipeline(command.model).refine(texts, command.t, command.keep, **command.sampling.options()), command.json)
     return 0
 
@@ -122,9 +127,7 @@ def score(args: list[str], prog: str) -> int:
     texts, model = [command.first, *command.texts] if command.first or command.texts else [], command.model
     if model is None and texts and _names_model(texts[0]):
         model = texts.pop(0)
-    texts = texts or [line.rstrip("\n") for line in sys.stdin]
-    if not texts:
-        raise ValueError("no text to score; give one, or a line each on standard input")
+    texts = texts or _lines("score")
     from textdiff.scoring import lines, rank
     from textdiff.scoring import score as score_texts
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from textdiff.automata import compile_gap, new_word
 from textdiff.clocks import clocks, narrowed, portions
 from textdiff.constraints import Constraint
-from textdiff.gaps import TOUCHING, Gap, Parts, check, tidy
+from textdiff.gaps import TOUCHING, Gap, Parts, check, place, tidy
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
@@ -55,7 +55,7 @@ class Filled:
 class Infill:
     """A filled text, its gaps in order, and the sum of their scores.
 
-    calls: how often the model was run for the batch that this text was filled in.
+    calls: how often the model was run until this text was filled; of several candidates, until all of them were.
     """
 
     text: str
@@ -110,16 +110,18 @@ def prepare(
         if isinstance(part, str):
             row += [(token, True, False, True, 0) for token in tokens_of(parts, number, tokenizer)]
             continue
-        constraint = _constraint(part, tokenizer, specials, _lead(parts, number, tokenizer), banned, spaced)
-        if constraint is not None:
-            constraints.append(constraint)
+        try:
+            constraint = _constraint(part, tokenizer, specials, _lead(parts, number, tokenizer), banned, spaced)
             _check_length(part, constraint, longest)
+        except ValueError as error:
+            raise ValueError(f"{place(parts, number)}: {error}") from error
+        constraints += [] if constraint is None else [constraint]
         slot = len(constraints) if constraint else 0
         slots.append(slot)
         if part.length is not None:
             row += [(specials.mask, False, True, True, slot)] * part.length
         elif row[-1][0] == specials.gap and not beside:  # the tokenizer has no token for the text in between
-            raise ValueError(TOUCHING)
+            raise ValueError(f"{place(parts, number)}: {TOUCHING}")
         else:
             row[-1] = (*row[-1][:3], False, row[-1][4])
             row.append((specials.gap, False, False, False, slot))
@@ -129,10 +131,10 @@ def prepare(
     return Page(parts, row, tuple(constraints), tuple(slots))
 
 
-def _check_length(gap: Gap, constraint: Constraint, longest: int | None) -> None:
+def _check_length(gap: Gap, constraint: Constraint | None, longest: int | None) -> None:
     """ValueError where no number of tokens that the model reads fits what is asked."""
     most = gap.length or longest or LONG
-    if constraint.automaton is not None and not constraint.lengths(most):
+    if constraint is not None and constraint.automaton is not None and not constraint.lengths(most):
         asked = f"choices {gap.choices}" if gap.choices else f"pattern {gap.pattern!r}" if gap.pattern else str(gap)
         what = f"exactly {most} tokens" if gap.length else f"up to {most} tokens"
         raise ValueError(f"nothing of {what} fits {asked}; ask for what this model can write")
@@ -253,7 +255,7 @@ def infill(
     x, key = start[rows].to(device), key.to(device)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
     done: list[tuple[list[int], Tokens, int]] = []
-    fluency = torch.zeros(len(rows), dtype=torch.float64)
+    fluency, spent = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(pages) * samples, dtype=torch.int64)
     with counting(denoiser) as calls, torch.inference_mode():
         x = denoiser.open(x, decode, key.fold(OPEN))
         opening = calls[0]
@@ -266,8 +268,11 @@ def infill(
                 if candidates > 1:
                     fluency[mine[number].cpu()] = denoiser.fluency(x0).cpu()
                 done.append((mine[number].tolist(), x0, calls[0]))
+            spent[(mine // candidates).unique().cpu()] += calls[0] - opening
     best = (fluency.view(-1, candidates).argmax(1) + torch.arange(0, len(rows), candidates)).tolist()
     found = _found(done, {*best}, pages, rows, tokenizer)
+    if candidates > 1:
+        found = {row: replace(one, calls=opening + int(spent[row // candidates])) for row, one in found.items()}
     return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
 
 

@@ -200,9 +200,16 @@ def check(parts: Parts) -> None:
     names = [gap.name for gap in gaps if gap.name]
     if len(names) > len(set(names)):
         raise ValueError(f"two gaps named {max(names, key=names.count)!r}; give each a name of its own")
-    for left, right in pairwise(parts):
+    for number, (left, right) in enumerate(pairwise(parts)):
         if isinstance(left, Gap) and isinstance(right, Gap) and left.length is None and right.length is None:
-            raise ValueError(TOUCHING)
+            raise ValueError(f"{place(parts, number + 1)}: {TOUCHING}")
+
+
+def place(parts: Parts, number: int) -> str:
+    """How an error names the gap that is part `number`: which one it is, and the text before it."""
+    gaps = [part for part in parts[: number + 1] if isinstance(part, Gap)]
+    before = next((str(part) for part in reversed(parts[:number]) if isinstance(part, str)), "")
+    return f"gap {len(gaps)}, after {before[-30:]!r}" if before else f"gap {len(gaps)}"
 
 
 def tidy(parts: Parts) -> list[str | Gap]:

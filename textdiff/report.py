@@ -60,6 +60,8 @@ class Report:
         """One step was made; every so often it is logged."""
         if not self.main:
             return
+        if self.since and not self.bar.n:  # the time left is reckoned from what this run does of it
+            self.bar.initial = self.bar.n = progress
         self.window.append((loss, count))
         if step % self.every and progress < 1:
             return

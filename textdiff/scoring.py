@@ -25,7 +25,7 @@ from torch import Tensor
 from textdiff.checkpoint import Checkpoint
 from textdiff.denoiser.base import Denoiser
 from textdiff.filling import tokens_of
-from textdiff.gaps import TOUCHING, Gap, Parts, check, parse, tidy
+from textdiff.gaps import TOUCHING, Gap, Parts, check, parse, place, tidy
 from textdiff.keys import Key
 from textdiff.process import Deletion
 from textdiff.process.base import Process
@@ -185,7 +185,7 @@ def filled_state(
             continue
         content, known = next(contents), part.length is not None
         if not known and pieces_ and not pieces_[-1].sealed:  # the tokenizer has no token for the text in between
-            raise ValueError(TOUCHING)
+            raise ValueError(f"{place(parts, number)}: {TOUCHING}")
         ids = spelt(content, parts, number, tokenizer, specials)
         if known and len(ids) != part.length:
             raise ValueError(
