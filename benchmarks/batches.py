@@ -5,8 +5,8 @@
 
 Texts are held-out sentences of State of the Union addresses, of 10 to 60 tokens. The two ways take turns; printed is the
 median of the ratios of seconds, with the least and the greatest. In one thread they are seconds of the processor, so that
-what else the machine does counts less; in several, of the clock. Kinds without a model of their own here have random weights in the usual architectures (192 wide, 4
-layers): of interest is what they cost.
+what else the machine does counts less; in several, of the clock. Kinds without a model of their own here have random
+weights in the usual architectures (192 wide, 4 layers): of interest is what they cost.
 """
 
 import argparse
