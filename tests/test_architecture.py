@@ -6,6 +6,7 @@ by a computed name (`importlib.import_module(name)`).
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -209,11 +210,9 @@ def too_long(name: str, source: str) -> list[str]:
 def texts() -> Iterator[Path]:
     """The source, prose and settings of the checkout; not what .gitignore leaves out, nor an environment."""
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if line.endswith("/")} | {".git"}
-    for file in sorted(ROOT.rglob("*")):
-        if file.suffix in (".py", ".md", ".toml", ".yaml", ".yml"):
-            folders = file.relative_to(ROOT).parts[:-1]
-            if not ignored & set(folders) and not any(f.endswith(".egg-info") for f in folders):
-                yield file
+    for folder, inner, names in os.walk(ROOT):  # the environment has thousands of files: it is not entered
+        inner[:] = sorted(name for name in inner if name not in ignored and not name.endswith(".egg-info"))
+        yield from (Path(folder) / n for n in sorted(names) if n.endswith((".py", ".md", ".toml", ".yaml", ".yml")))
 
 
 def loaded(statement: str, path: Path) -> list[str]:

@@ -21,7 +21,7 @@ from stock import PATHS, filler
 from textdiff.gaps import Gap, Parts, parse, tidy
 
 TEXTS, AGAIN = 16, 5  # filled by one call; of these, how many are filled again in another batch
-CASES, MORE = 700, 1_300  # of all paths together: in the quick form, and what the slow form adds
+CASES = 2_000  # of all paths together, in the quick form
 MANY = int(os.environ.get("TEXTDIFF_CASES", "100000"))  # in the long form
 SLOW = ("causal, bytes", "causal, byte fallback", "rewriting")  # get half as many cases
 SHARE = 0.15  # of texts that may be refused, each for a reason in REASONS
@@ -60,64 +60,71 @@ class Case:
     odd: int  # which of them is filled alone, too
 
 
-def texts() -> st.SearchStrategy[str]:
-    wild = st.text(st.one_of(*(st.characters(min_codepoint=a, max_codepoint=b) for a, b in BLOCKS)), max_size=6)
-    anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
-    piece = st.one_of(
-        wild, st.sampled_from(WORDS), st.sampled_from(LITERALS), st.sampled_from(" \n\t\u00a0\u3000"), anything
-    )
-    plain = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
-    return st.one_of(plain, st.lists(piece, min_size=1, max_size=4).map("".join))
+# Strategies are made once: made in every draw, they take more time than the texts.
+SOME = st.booleans()
+SEVERAL = st.integers(0, 3)
+SPACES = st.sampled_from(["", " ", " "])
+WORD = st.sampled_from(WORDS)
+CHOICES = st.lists(WORD, min_size=1, max_size=3)
+PIECE = st.one_of(
+    st.text(st.one_of(*(st.characters(min_codepoint=a, max_codepoint=b) for a, b in BLOCKS)), max_size=6),
+    WORD,
+    st.sampled_from(LITERALS),
+    st.sampled_from(" \n\t\u00a0\u3000"),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
+)
+STRETCH = st.one_of(
+    st.lists(WORD, min_size=1, max_size=4).map(" ".join), st.lists(PIECE, min_size=1, max_size=4).map("".join)
+)
+KINDS = st.sampled_from("free free known tokens words choices pattern".split())
+ONE, FEW, PATTERN = st.sampled_from([0, 1, 2]), st.sampled_from([1, 1, 1, 2, 2, 3]), st.sampled_from(PATTERNS)
+STRANGE = st.lists(st.sampled_from(ODD), max_size=1)
+OPTIONS = {
+    "seed": st.integers(0, 1 << 32),
+    "temperature": st.sampled_from([0.0, 0.7, 1.0]),
+    "max_gap": st.integers(1, 5),
+    "max_calls": st.sampled_from([4, 12, 24]),
+    "rule": st.sampled_from(RULES),
+    "num_return_sequences": st.sampled_from([1, 1, 1, 2]),
+}
+STEPS = st.sampled_from([{}, {"num_steps": 1}, {"num_steps": 3}])
+FURTHER = st.sampled_from(
+    [{}, {}, {}, {"banned": ["e"]}, {"banned": ["[MASK]", "the", " n"]}, {"top_k": 5}, {"top_p": 0.5}]
+)
+NUMBER = st.integers(0, TEXTS - 1)
 
 
-@st.composite
-def gaps(draw: st.DrawFn, name: str | None) -> Gap:
-    kind = draw(st.sampled_from("free free known tokens words choices pattern".split()))
-    low, more = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    few = draw(st.sampled_from([(low, max(low + more, 1)), (low, None), (None, low + 1)]))
+def gap(draw: st.DrawFn, name: str | None) -> Gap:
+    kind, low, more = draw(KINDS), draw(SEVERAL), draw(SEVERAL)
+    few = [(low, max(low + more, 1)), (low, None), (None, low + 1)][draw(ONE)]
     if kind == "free":
         return Gap(name=name)
     if kind == "known":
         return Gap.of(low + 1, name)
     if kind == "choices":
-        chosen = draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3))
-        return Gap(name=name, choices=(*chosen, *draw(st.lists(st.sampled_from(ODD), max_size=1))))
+        return Gap(name=name, choices=(*draw(CHOICES), *draw(STRANGE)))
     if kind == "pattern":
-        return Gap(name=name, pattern=draw(st.sampled_from(PATTERNS)))
+        return Gap(name=name, pattern=draw(PATTERN))
     return Gap(*few, unit="words" if kind == "words" else "tokens", name=name)
 
 
-@st.composite
 def parts(draw: st.DrawFn) -> tuple[str | Gap, ...]:
     """Text and gaps by turns; a gap may begin it and end it, and gaps of known length may touch."""
-    made: list[str | Gap] = [draw(texts())] if draw(st.booleans()) else []
-    count = draw(st.sampled_from([1, 1, 1, 2, 2, 3]))
+    made: list[str | Gap] = [draw(STRETCH)] if draw(SOME) else []
+    count = draw(FEW)
     for number in range(count):
-        made.append(draw(gaps(f"n{number}" if draw(st.booleans()) else None)))
-        if number + 1 < count or draw(st.booleans()):
-            made.append(draw(texts()) + draw(st.sampled_from(["", " ", " "])))
-    space = draw(st.sampled_from(["", " ", " "]))
+        made.append(gap(draw, f"n{number}" if draw(SOME) else None))
+        if number + 1 < count or draw(SOME):
+            made.append(draw(STRETCH) + draw(SPACES))
+    space = draw(SPACES)
     made = [f"{part}{space}" if isinstance(part, str) and number == 0 else part for number, part in enumerate(made)]
     return tuple(made)
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    options = {
-        "seed": draw(st.integers(0, 1 << 32)),
-        "temperature": draw(st.sampled_from([0.0, 0.7, 1.0])),
-        "max_gap": draw(st.integers(1, 5)),
-        "max_calls": draw(st.sampled_from([4, 12, 24])),
-        "rule": draw(st.sampled_from(RULES)),
-        "num_return_sequences": draw(st.sampled_from([1, 1, 1, 2])),
-    }
-    options |= draw(st.sampled_from([{}, {"num_steps": 1}, {"num_steps": 3}]))
-    options |= draw(
-        st.sampled_from(
-            [{}, {}, {}, {"banned": ["e"]}, {"banned": ["[MASK]", "the", " n"]}, {"top_k": 5}, {"top_p": 0.5}]
-        )
-    )
-    return Case(tuple(draw(parts()) for _ in range(TEXTS)), options, draw(st.integers(0, TEXTS - 1)))
+    options = {name: draw(strategy) for name, strategy in OPTIONS.items()} | draw(STEPS) | draw(FURTHER)
+    return Case(tuple(parts(draw) for _ in range(TEXTS)), options, draw(NUMBER))
 
 
 # ------------------------------------------------------------------------------------------------- as one string
@@ -260,12 +267,6 @@ def run(path: str, cases_in_all: int, number: int | None = None) -> Counter[str]
 @pytest.mark.parametrize("path", PATHS)
 def test_promises(path: str) -> None:
     run(path, CASES, 0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", PATHS)
-def test_promises_of_more(path: str) -> None:
-    run(path, MORE, 1)
 
 
 @pytest.mark.long

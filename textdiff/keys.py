@@ -22,14 +22,15 @@ _MIX_1 = _int64(0xBF58476D1CE4E5B9)
 _MIX_2 = _int64(0x94D049BB133111EB)
 
 
+# In place from the first temporary on: memory is what these cost.
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts signed integers arithmetically
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # torch shifts signed integers arithmetically
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _MIX_1
-    z = (z ^ _shift(z, 27)) * _MIX_2
-    return z ^ _shift(z, 31)
+    z = _shift(z, 30).bitwise_xor_(z).mul_(_MIX_1)
+    z = _shift(z, 27).bitwise_xor_(z).mul_(_MIX_2)
+    return _shift(z, 31).bitwise_xor_(z)
 
 
 class Key:
@@ -56,7 +57,7 @@ class Key:
         """(B, count) float64 in the open interval (0, 1); column i is the same whatever `count` is."""
         counter = torch.arange(1, count + 1, device=self.state.device) * _GOLDEN
         bits = _mix(_mix(self.state[:, None] + counter))
-        return (_shift(bits, 12).double() + 0.5) * 2.0**-52  # with one bit more, the largest would round up to 1
+        return _shift(bits, 12).double().add_(0.5).mul_(2.0**-52)  # with one bit more, the largest would round up to 1
 
     def normal(self, count: int) -> Tensor:
         """(B, count) float64 standard normal, by inverting the distribution function."""

@@ -130,18 +130,18 @@ class LengthFirst(Posterior):
 def fitting(said: Tensor, slot: Tensor, decode: Decode) -> Tensor:
     """Scores (G, K) of the lengths 0..K-1 of gaps under the constraints `slot` (G,), without those that cannot be."""
     longest = min(decode.max_gap + 1, said.shape[1])
-    result = torch.full_like(said, -torch.inf)
-    for row, number in enumerate(slot.tolist()):
+    numbers, back = slot.unique(return_inverse=True)
+    fits = torch.zeros(len(numbers), said.shape[1], dtype=torch.bool)
+    for row, number in enumerate(numbers.tolist()):
         limits = decode.constraints[number - 1] if number else Constraint(high=longest - 1)
-        lengths = (
-            limits.lengths(longest - 1) or limits.lengths(said.shape[1] - 1)[:8]
-        )  # what is asked for counts for more
+        # what is asked for counts for more
+        lengths = limits.lengths(longest - 1) or limits.lengths(said.shape[1] - 1)[:8]
         if not lengths:
             raise ValueError(
                 f"no number of tokens up to {said.shape[1] - 1} fits what is asked of a gap; this model has no more"
             )
-        result[row, lengths] = said[row, lengths]
-    return result
+        fits[row, lengths] = True
+    return said.masked_fill(~fits.to(said.device)[back], -torch.inf)
 
 
 def open_gaps(xt: Tokens, counts: Tensor, specials: Specials) -> tuple[Tokens, Tensor]:
