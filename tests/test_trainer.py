@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -33,7 +34,7 @@ from textdiff.keys import Key
 from textdiff.models import SIZES, new_model
 from textdiff.optim import optimizers
 from textdiff.recipe import ModelConfig, Recipe
-from textdiff.report import read_log
+from textdiff.report import Report, read_log
 from textdiff.tokenizer import load_tokenizer, specials, train_tokenizer
 from textdiff.trainer import Interrupted, Trainer, TrainerConfig
 from textdiff.udm import Loss
@@ -201,6 +202,16 @@ def test_resume_is_exact(stops: tuple[int, ...], uninterrupted: Path, world: Pat
     logged = [line for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line]
     expected = [line for line in read_log(uninterrupted / "log.jsonl") if "loss" in line]
     assert [(line["step"], line["loss"]) for line in logged] == [(line["step"], line["loss"]) for line in expected]
+
+
+@pytest.mark.parametrize(("since", "counted_from"), [(0, 0.0), (6, 0.5)])
+def test_the_time_left_is_that_of_this_run(since: int, counted_from: float, tmp_path: Path) -> None:
+    """A run that is gone on from has done a part of the bar in no time."""
+    main = SimpleNamespace(is_main_process=True, print=print)
+    with Report(tmp_path, main, 1, since) as report:
+        for step in (7, 8):
+            report.step(step, 1.0, 1.0, 1.0, 1.0, (step - 1) / 12)
+        assert report.bar.initial == counted_from and report.bar.n == pytest.approx(7 / 12)
 
 
 def test_dropout_is_on(uninterrupted: Path, world: Path, tmp_path: Path) -> None:
