@@ -12,7 +12,6 @@ from textdiff.scoring import filled_state
 from textdiff.tokens import Tokens, concatenate
 
 TEXT = "We [GAP] people, [GAP] more perfect union."
-FILLINGS = [("the", "a"), ("go on and", "of the"), ("are the people of the", "a")]
 
 
 @pytest.fixture(scope="module")
@@ -29,27 +28,60 @@ def by_hand(checkpoint: Checkpoint, x0: Tokens) -> float:
     """One text (1, L) by the stock model alone, word for word."""
     logits = checkpoint.model(input_ids=x0.ids).logits[0].double()
     logits[:, checkpoint.specials.not_text] = -torch.inf
-    law, total, run = logits.log_softmax(-1), 0.0, []
-    for column in range(1, x0.ids.shape[1]):
-        score = float(law[column - 1, x0.ids[0, column]].detach())
-        if x0.fixed[0, column]:
-            total, run = total + score + (sum(run) / len(run) + sum(run) / 10 if run else 0.0), []
-        else:
+    law, total, run, since = logits.log_softmax(-1), 0.0, [], 9
+    for column in range(x0.ids.shape[1]):
+        score = float(law[column - 1, x0.ids[0, column]].detach()) if column else 0.0
+        if not x0.fixed[0, column]:
             run.append(score)
+            since = 0
+            continue
+        since += 1
+        total, run = total + (sum(run) / len(run) + sum(run) / 10 if run else 0.0) + score * (since <= 3), []
+        since = since if x0.sealed[0, column] else 0  # a gap that is left empty
     return total
 
 
+LENGTHS = "It [GAP:2] is [GAP] so, [GAP]."
+FILLINGS = [
+    (TEXT, ("the", "a")),
+    (TEXT, ("go on and", "of the")),
+    (TEXT, ("", "the people of the")),
+    (TEXT, ("", "")),
+    (LENGTHS, ("a", "", "of the")),
+    (LENGTHS, ("a", "and", "")),
+]
+
+
 @torch.no_grad()
-def test_given_words_count_whole_and_written_ones_by_their_mean_and_a_tenth_of_their_sum(made: Checkpoint) -> None:
+def test_three_given_words_count_and_written_ones_by_their_mean_and_a_tenth_of_their_sum(made: Checkpoint) -> None:
     tools = made.tools()
-    rows = [filled_state(parse(TEXT), filling, made.tokenizer, made.specials) for filling in FILLINGS]
+    rows = [filled_state(parse(text), filling, made.tokenizer, made.specials) for text, filling in FILLINGS]
     found = tools["denoiser"].fluency(concatenate(rows, made.specials.pad))
     expected = torch.tensor([by_hand(made, row) for row in rows], dtype=torch.float64)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     whole = [float(tools["denoiser"].fluency(row.with_(fixed=row.valid))) for row in rows]
-    assert not torch.allclose(
-        expected, torch.tensor(whole, dtype=torch.float64)
-    )  # as running text it is another figure
+    # as running text it is another figure
+    assert not torch.allclose(expected, torch.tensor(whole, dtype=torch.float64))
+
+
+def test_what_is_drawn_is_compared_as_what_is_given(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 fillings of a gap that may be empty: what a run compares has the marks of a text that was given filled."""
+    tools, seen = made.tools() | {"tokenizer": made.tokenizer}, []
+    fluency = tools["denoiser"].fluency
+    monkeypatch.setattr(tools["denoiser"], "fluency", lambda x0: seen.append(x0) or fluency(x0))
+    parts = parse("We [GAP] people.")
+    infill([parts], candidates=32, decode=Decode(max_gap=2), **tools)
+    start = start_state([parts], made.tokenizer, made.specials)
+    at = start.ids[0].tolist().index(made.specials.gap)
+    sizes = set()
+    for x0 in [batch[row : row + 1] for batch in seen for row in range(len(batch))]:
+        written = x0.ids[x0.valid & ~x0.fixed]
+        sizes.add(len(written))
+        index = [*range(at), *[at] * len(written), *range(at + 1, start.ids.shape[1])]
+        given = start.take(torch.tensor([index]), made.specials.pad)
+        given.ids[0, at : at + len(written)] = written
+        assert fluency(x0).tolist() == pytest.approx(fluency(given).tolist(), abs=1e-4)
+    assert sizes == {0, 1, 2}
 
 
 def test_the_most_fluent_of_the_candidates_is_given(made: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

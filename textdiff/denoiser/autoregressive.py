@@ -25,7 +25,7 @@ from textdiff.denoiser.words import one_by_one, own
 from textdiff.posterior import Decode, Posterior, draw_tokens
 from textdiff.tokens import Specials, Tokens
 
-BREVITY = 0.1  # of a filling's sum of log-probabilities, beside their mean (benchmarks/fillings.py)
+NEAR, BREVITY = 3, 0.1  # words after a gap, and a filling's sum beside its mean: what fillings are compared by (LOG.md)
 _PIECE = 1 << 22  # how many logits are held at once where whole texts are scored
 
 
@@ -93,7 +93,8 @@ class Autoregressive(Denoiser):
         return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
 
     def fluency(self, x0: Tokens) -> Tensor:
-        """log p of the words given, in the text as it is now, which a causal model learns where trained with `context`.
+        """log p of the three words after each gap, in the text as it is now, which a causal model learns where trained with
+        `context`: what comes later says more of the text than of the filling.
 
         Of each stretch written the mean of log p of its words counts, with a tenth of the sum: the sum alone would prefer
         short ones, the mean alone long ones.
@@ -107,10 +108,10 @@ class Autoregressive(Denoiser):
         return torch.cat([self._fluency(x0[part]) for part in parts])[alike]
 
     def _fluency(self, x0: Tokens) -> Tensor:
-        known = x0.joined().roll(1, 1)
+        written = x0.valid & ~x0.fixed
+        known = written | _soon(x0, written | x0.valid & ~x0.sealed)  # an empty filling is seen at the word before it
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
-        written = x0.valid & ~x0.fixed
         weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
         score = own(logits, x0.ids[row, column]) * weight[row, column]
         return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
@@ -329,6 +330,15 @@ def _run_sizes(x: Tokens, mask: Tensor) -> Tensor:
     number = _run_starts(x, mask).long().cumsum(1) * mask
     sizes = torch.zeros_like(number).scatter_add(1, number, torch.ones_like(number))
     return sizes.gather(1, number).masked_fill(~mask, 1)
+
+
+def _soon(x: Tokens, gap: Tensor) -> Tensor:
+    """(B, L) the user's words that are among the NEAR after an element of `gap` (B, L)."""
+    soon, joined = torch.zeros_like(gap), x.joined()
+    for _ in range(NEAR):
+        gap = (gap & joined).roll(1, 1)
+        soon |= gap
+    return soon & x.fixed
 
 
 def _first(x: Tokens) -> Tensor:
