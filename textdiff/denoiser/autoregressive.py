@@ -93,25 +93,26 @@ class Autoregressive(Denoiser):
         return limit if limit is None or self.model.config.is_encoder_decoder else limit - 1  # [END] follows the text
 
     def fluency(self, x0: Tokens) -> Tensor:
-        """log p of the three words after each gap, in the text as it is now, which a causal model learns where trained with
-        `context`: what comes later says more of the text than of the filling.
-
-        Of each stretch written the mean of log p of its words counts, with a tenth of the sum: the sum alone would prefer
-        short ones, the mean alone long ones.
+        """log p of the three words after each gap, in the text as it is now (learned if trained with `context`): what comes
+        later says more of the text than of the filling. Of each stretch written the mean of log p of its words, with a tenth
+        of the sum: the sum alone would prefer short ones, the mean alone long ones.
         """
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
         one, alike = x0.distinct()  # of many candidates some are equal
         x0 = x0[one]
-        rows = max(1, _PIECE // (x0.ids.shape[1] * self.model.get_output_embeddings().weight.shape[0]))
-        parts = torch.arange(len(x0), device=x0.ids.device).split(rows)
-        return torch.cat([self._fluency(x0[part]) for part in parts])[alike]
-
-    def _fluency(self, x0: Tokens) -> Tensor:
         written = x0.valid & ~x0.fixed
         known = written | _soon(x0, written | x0.valid & ~x0.sealed)  # an empty filling is seen at the word before it
+        read = torch.arange(int(known.any(0).nonzero().max()) + 1, device=x0.ids.device)  # the rest is not
+        x0, known = x0.take(read.expand(len(x0), -1), self.specials.pad), known[:, read]
+        rows = max(1, _PIECE // (int(known.sum(1).max()) * self.model.get_output_embeddings().weight.shape[0]))
+        parts = torch.arange(len(x0), device=x0.ids.device).split(rows)
+        return torch.cat([self._fluency(x0[part], known[part]) for part in parts])[alike]
+
+    def _fluency(self, x0: Tokens, known: Tensor) -> Tensor:
         logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
+        written = x0.valid & ~x0.fixed
         weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
         score = own(logits, x0.ids[row, column]) * weight[row, column]
         return torch.zeros(len(x0), dtype=score.dtype, device=score.device).index_add(0, row, score)
