@@ -323,7 +323,7 @@ SPACE = [
     for number, row in enumerate(itertools.product(range(3), repeat=4))
     for _ in range(1 + number % 3)
 ]
-# Four texts that a state can be part of in many ways, and the first of them no better than the last.
+# Texts of repeated letters: a state is part of them in many ways, so it shows which of these is taken.
 REPEATS = [[A, A, A, B], [A, B, A, A], [A, A, A, A], [B, A, A, A]]
 DATA = {"space": SPACE, "lengths": laws.ANY_LENGTH, "repeats": REPEATS}
 FORMS = {

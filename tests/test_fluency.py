@@ -109,6 +109,11 @@ def test_calls_are_those_of_all_candidates(made: Checkpoint, monkeypatch: pytest
     assert found.calls == len(seen)
 
 
+def test_empty_fillings_at_the_end_have_nothing_to_compare(made: Checkpoint) -> None:
+    row = filled_state(parse("We.[GAP]"), [""], made.tokenizer, made.specials)
+    assert made.tools()["denoiser"].fluency(concatenate([row, row], made.specials.pad)).tolist() == [0, 0]
+
+
 def test_models_that_cannot_compare_say_so() -> None:
     other = tiny_checkpoint("parallel")
     state = start_state([parse("We [GAP].")], other.tokenizer, other.specials)

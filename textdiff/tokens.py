@@ -130,10 +130,8 @@ class Tokens:
         kinds: dict[bytes, int] = {}  # `Tensor.unique` sorts the rows, at twice the cost
         back = [kinds.setdefault(row.tobytes(), len(kinds)) for row in torch.cat(columns, 1).cpu().numpy()]
         first = {kind: row for row, kind in reversed([*enumerate(back)])}
-        device = self.ids.device
-        return torch.tensor([first[kind] for kind in range(len(kinds))], device=device), torch.tensor(
-            back, device=device
-        )
+        firsts = [first[kind] for kind in range(len(kinds))]
+        return torch.tensor(firsts, device=self.ids.device), torch.tensor(back, device=self.ids.device)
 
     def take(self, index: Tensor, pad: int) -> "Tokens":
         """Elements `index` (B, M) of each row; -1 gives padding."""

@@ -94,8 +94,7 @@ class Autoregressive(Denoiser):
 
     def fluency(self, x0: Tokens) -> Tensor:
         """log p of the three words after each gap, in the text as it is now (learned if trained with `context`): what comes
-        later says more of the text than of the filling. Of each stretch written the mean of log p of its words, with a tenth
-        of the sum: the sum alone would prefer short ones, the mean alone long ones.
+        later says more of the text. Of each stretch written the mean, with a tenth of the sum (alone it prefers short ones).
         """
         if self.model.config.is_encoder_decoder or self.bidirectional:
             return super().fluency(x0)
@@ -103,10 +102,11 @@ class Autoregressive(Denoiser):
         x0 = x0[one]
         written = x0.valid & ~x0.fixed
         known = written | _soon(x0, written | x0.valid & ~x0.sealed)  # an empty filling is seen at the word before it
-        read = torch.arange(int(known.any(0).nonzero().max()) + 1, device=x0.ids.device)  # the rest is not
+        last = max(known.any(0).nonzero()[:, 0].tolist(), default=0)  # what comes later is not read
+        read = torch.arange(last + 1, device=alike.device)
         x0, known = x0.take(read.expand(len(x0), -1), self.specials.pad), known[:, read]
-        rows = max(1, _PIECE // (int(known.sum(1).max()) * self.model.get_output_embeddings().weight.shape[0]))
-        parts = torch.arange(len(x0), device=x0.ids.device).split(rows)
+        logits = int(known.sum(1).max()) * self.model.get_output_embeddings().weight.shape[0]
+        parts = torch.arange(len(x0), device=alike.device).split(max(1, _PIECE // max(1, logits)))
         return torch.cat([self._fluency(x0[part], known[part]) for part in parts])[alike]
 
     def _fluency(self, x0: Tokens, known: Tensor) -> Tensor:

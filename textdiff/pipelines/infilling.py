@@ -50,8 +50,8 @@ class TextInfillingPipeline(Pipeline):
 
     Output per text: one dict per sequence, {"generated_text", "score", "calls", "named", "gaps"}; a gap is {"text", "start",
     "end", "score", "name", "tokens", "probabilities"}. Scores are log-probabilities in nats of the words, given how many
-    there are; offsets count characters of generated_text; "calls" is how often the model was run for the texts
-    that were filled together with it.
+    there are; offsets count characters of generated_text; "calls" is how often the model was run until
+    this text was filled, with others of its batch.
     Where all gaps of a text are choices, of at most 64 combinations, and scores are exact, nothing is written word by word:
     each combination is scored, and a choice with all its tokens is one event.
     `explain()` says which way the model fills, and why.
