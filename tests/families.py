@@ -9,6 +9,8 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import torch
+import transformers
+from family_page import on_page
 from family_tokenizers import kind_of, tokenizer_of
 from transformers import (
     CONFIG_MAPPING,
@@ -137,6 +139,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "dbrx": {"attn_config": {"rope_theta": 1e4, "clip_qkv": 8.0}},
     "deepseek_v2": EXPERTS,
+    "dory": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,  # read twice
+        "n_output_layers": 1,
+    },
     "dots1": {**EXPERTS, "n_shared_experts": 1},
     "dots3_note_text": DOTS3,
     "dots3_note": {"text_config": DOTS3},
@@ -153,10 +162,23 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "hrm_text": {"num_hidden_layers": 1, "num_layers_per_stack": None},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,  # the two in the middle are read three times
+        "loop_gate_rank": 8,
+        "sliding_window_size": 16,
+        "rel_extent": 16,
+    },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "ministral": {"head_dim": 8},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "omniasr": {
+        "audio_config": {"conv_dim": [8], "conv_kernel": [10], "conv_stride": [5], "num_conv_pos_embeddings": 16}
+    },
     "qwen4_exp_text": QWEN4,
     "qwen4_exp": {"text_config": QWEN4},
     "xlstm": {"hidden_size": 128, "embedding_dim": 128},
@@ -213,7 +235,14 @@ def with_ids(config: PreTrainedConfig, ids: dict[str, int]) -> PreTrainedConfig:
 
 
 def tiny(name: str, mapping: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """A model with random weights, the same every time, in eval mode, and a tokenizer such as its type has."""
+    """A model with random weights, the same every time, in eval mode, and a tokenizer such as its type has.
+
+    A test that asks by name for a type which the page knows and this transformers has not is skipped; a misspelt one fails.
+    """
+    if name not in NAMES[mapping] and f"{mapping} {name}" in on_page():
+        import pytest
+
+        pytest.skip(f"transformers {transformers.__version__} has no {mapping} {name}")
     tokenizer = tokenizer_of(kind_of(name, mapping))
     ids = {role: getattr(tokenizer, f"{role}_token_id") for role in ("pad", "bos", "eos", "cls", "sep", "mask", "unk")}
     changes = {**EXCEPTIONS.get(name, {}), **EXCEPTIONS.get(f"{name} {mapping}", {})}
@@ -245,10 +274,6 @@ class NotBuilt(NamedTuple):
 
 NOT_BUILT = {
     "causal gemma3n": NotBuilt("its vision tower needs the package timm", "timm"),
-    "causal gemma4_assistant": NotBuilt(
-        "transformers 5.23 asks for all layers to share keys and values, and refuses to build that",
-        "The set of layer types producing a cache",
-    ),
 }
 NEITHER = "its tokenizer has neither <extra_id_0> nor a mask token"
 # mapping and type, and what is in the reason for which no gap is filled
@@ -263,7 +288,8 @@ REFUSED = {
     "seq2seq t5gemma2": NEITHER,
     "seq2seq voxtral_realtime": "does not read plain text",  # wants sound beside it
     "causal cpmant": "sees what follows",
-    "causal gemma4_unified_assistant": "does not read plain text",  # drafts from another model's states
+    "causal gemma4_assistant": "does not read plain text",  # drafts from another model's states, as does the next
+    "causal gemma4_unified_assistant": "does not read plain text",
     "causal musicgen": "does not read plain text",  # writes sound
     "causal musicgen_melody": "does not read plain text",
     "causal xlnet": "sees what follows",
