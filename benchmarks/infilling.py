@@ -27,7 +27,7 @@ from textdiff.data import load_texts, sentences
 from textdiff.evaluation import gap_cases, score_answers
 from textdiff.filling import infill, start_state
 from textdiff.gaps import Gap, Parts
-from textdiff.rules import ranked
+from textdiff.revealing import ranked
 from textdiff.stock import Route, checkpoint_route, stock_route
 from textdiff.tokenizer import encode
 
@@ -200,7 +200,7 @@ class Mask:
 def run(route: Route, texts: Sequence[Parts], **changes: Any) -> tuple[list[list[str]], float]:
     """The most probable fillings by a route."""
     how = {
-        "steps": route.steps, "decode": replace(route.decode, temperature=0.0), "rule": ranked, "denoiser": route.denoiser,
+        "steps": route.steps, "decode": replace(route.decode, temperature=0.0), "rule": ranked(), "denoiser": route.denoiser,
         "process": route.process, "tokenizer": route.tokenizer, "specials": route.specials, **changes,
     }  # fmt: skip
     found = []

@@ -64,7 +64,7 @@ def main(steps: int = 500) -> None:
     udm.eval()
     page = tokens(["______"] * 4)
     for turn in sample(udm.denoiser, udm.process, page, steps=16, key=Key.of(1, len(page))):
-        print(f"s = {turn.s:.2f}", *spell(turn.x))
+        print(f"s = {turn.s[0]:.2f}", *spell(turn.x))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # A name stands for the module and, if it is a package, for all that is in it.
 LAYERS = (
     ("keys", "tokens", "images", "schedule", "constraints"),
-    ("process", "posterior"),
+    ("process", "posterior", "drawing"),
     ("denoiser", "leak"),
-    ("rules", "sampler", "udm"),
+    ("rules", "revealing", "remasking", "rulebook", "sampler", "udm"),
     (
         "saving",
         "report",
@@ -68,7 +68,7 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CORE = {"keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
-CORE |= {"rules", "sampler", "udm"}
+CORE |= {"drawing", "rules", "revealing", "remasking", "rulebook", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
 MAX_FILE, MAX_FUNCTION = 350, 60

@@ -15,11 +15,12 @@ from writers import bart, t5
 from textdiff.clocks import TOKENS, portions
 from textdiff.denoiser import Denoiser, Oracle
 from textdiff.denoiser.feeding import Stream, told_positions
+from textdiff.drawing import truncate
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Draw, Posterior, truncate
+from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process import Deletion, Masking
 from textdiff.rules import Rule, fresh, partial, posterior
-from textdiff.sampler import sample, sample_each
+from textdiff.sampler import finished, sample
 from textdiff.tokens import Tokens, concatenate
 
 TEXTS = [
@@ -68,7 +69,7 @@ def test_rows_at_clocks_of_their_own_go_as_in_a_run_of_their_own(make: Any, word
     key, steps = Key.of(3, 24), torch.arange(24) % 4 + 1
     start = process.prior(x0[torch.arange(24) % len(x0)], key.fold(99))
     found = {}
-    for rows, x in sample_each(denoiser, process, start, steps=steps, key=key, rule=rule):
+    for rows, x in finished(sample(denoiser, process, start, steps=steps, key=key, rule=rule)):
         assert (steps[rows] == steps[rows[0]]).all()  # those that are done at once
         found |= {row: x.codes()[k] for k, row in enumerate(rows.tolist())}
     assert len(found) == 24
@@ -83,7 +84,7 @@ def test_rows_at_clocks_of_their_own_go_as_in_a_run_of_their_own(make: Any, word
                 wrong += bool(found[row] != codes[row])
     assert wrong
     with pytest.raises(ValueError, match="steps 0 is not positive"):
-        next(sample_each(denoiser, process, start, steps=steps * 0, key=key))
+        next(sample(denoiser, process, start, steps=steps * 0, key=key))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.9, 0.999999])

@@ -75,8 +75,11 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         ((*INFILL, "a [GAP]", "--num-steps", "0"), ["num_steps 0 is not positive", "1 fills everything"]),
         ((*INFILL, "a [GAP]", "--num-steps", "-3"), ["steps -3 is not positive"]),
         ((*INFILL, "a [GAP]", "--num-steps", "many"), ["many"]),
-        ((*INFILL, "a [GAP]", "--rule", "best"), ["unknown rule 'best'", "fresh, posterior, ranked, partial:RHO"]),
-        ((*INFILL, "a [GAP]", "--rule", "partial:7"), ["rule 'partial:7'", "such as partial:0.3"]),
+        ((*INFILL, "a [GAP]", "--rule", "best"), ["unknown rule 'best'", "fresh, posterior, partial:RHO"]),
+        (
+            (*INFILL, "a [GAP]", "--rule", "partial:7"),
+            ["rule 'partial:7': rho 7.0 is not a share", "write partial:RHO"],
+        ),
         ((*INFILL, "a [GAP]", "--temperature", "-1"), ["temperature -1.0", "from 0 on"]),
         ((*INFILL, "a [GAP]", "--colour", "red"), ["--colour"]),
         (("infill", "short", "a [GAP]"), ["short is cut short or damaged", "copy it again"]),

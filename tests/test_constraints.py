@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 from textdiff.constraints import Automaton, Constraint, Unsatisfiable, draw_run
+from textdiff.drawing import draw_tokens
 from textdiff.keys import Key
-from textdiff.posterior import Decode, draw_tokens
+from textdiff.posterior import Decode
 
 DRAWS, ALARM = 800, 1e-6
 SEEDS = range(9)

@@ -87,6 +87,7 @@ def test_a_step_hides_a_uniform_subset() -> None:
     t, s = time(COUNT, T), time(COUNT, S)
     noise = process.noise(x0, key.fold(0))
     xt = process.corrupt(x0, noise, t)
+    xt = xt.with_(eps=torch.full_like(xt.eps, -1.0))  # so that the noise has to be inferred
     xs = process.corrupt(x0, process.infer(xt, process.align(x0, noise, t), t, key.fold(1)), s)
     pairs = Counter(zip(bits(xt), bits(xs), strict=True))
     assert fit(pairs, subsets(4, 2)) > 1e-6
@@ -108,6 +109,7 @@ def test_independent_tokens_given_their_number() -> None:
     t, s = time(count, T), time(count, S)
     noise = process.noise(x0, key.fold(0))
     xt = process.corrupt(x0, noise, t)
+    xt = xt.with_(eps=torch.full_like(xt.eps, -1.0))  # so that the noise has to be inferred
     xs = process.corrupt(x0, process.infer(xt, process.align(x0, noise, t), t, key.fold(1)), s)
     pairs = Counter(zip(bits(xt), bits(xs), strict=True))
     given = {pair: number for pair, number in pairs.items() if pair[0].bit_count() == 4 and pair[1].bit_count() == 2}

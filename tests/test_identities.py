@@ -19,6 +19,7 @@ from test_laws import (
     Spoiled,
     data,
     fit,
+    forgetful,
     law_of,
     many,
     name_of,
@@ -30,7 +31,8 @@ from textdiff.denoiser import Oracle
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process import Deletion, Edit, Masking, Mixture
-from textdiff.rules import fresh, partial, posterior, ranked
+from textdiff.revealing import ranked
+from textdiff.rules import fresh, partial, posterior
 from textdiff.sampler import sample
 from textdiff.schedule import Cosine
 from textdiff.tokens import Tokens
@@ -59,7 +61,7 @@ def kernel(process, x0: Tokens, noise, t: float, s: float, rho: float) -> torch.
     """(M, K) the chance of each of the K cells of noise at s, from the state that each of M noises makes at t. Exact."""
     count = len(stacked(noise))
     texts, times = many(x0, count), time(count, t)
-    xt, draw = process.corrupt(texts, noise, times), process.align(texts, noise, times)
+    xt, draw = forgetful(process.corrupt(texts, noise, times)), process.align(texts, noise, times)
     low, high = (stacked(process.infer(xt, draw, times, Shares(count, share))) for share in (0.0, 1.0))
     cells, edge = stacked(process.cells(x0, time(1, s))[0]), edges(process, x0, s)
     inferred = torch.where(
@@ -151,8 +153,8 @@ def alone(confidence: str):
     ("rule", "confidence", "exact"),
     [
         pytest.param(posterior, "none", True, id="random order"),
-        pytest.param(ranked, "of the state", True, id="surest position first"),
-        pytest.param(ranked, "of the draw", False, id="surest draw first"),
+        pytest.param(ranked(), "of the state", True, id="surest position first"),
+        pytest.param(ranked(), "of the draw", False, id="surest draw first"),
     ],
 )
 def test_one_token_a_step(rule, confidence: str, exact: bool) -> None:

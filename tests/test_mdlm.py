@@ -35,7 +35,10 @@ class Frozen(Parallel):
         super().__init__(None, SPECIALS)
         self.table = table
 
-    def logits(self, x: Tokens, where: torch.Tensor) -> torch.Tensor:
+    def read(self, x: Tokens) -> "Frozen":
+        return self
+
+    def logits(self, where: torch.Tensor) -> torch.Tensor:
         mute = torch.zeros(self.table.shape[2], dtype=torch.bool)
         mute[SPECIALS.not_text] = True
         return self.table[where].masked_fill(mute, -torch.inf)

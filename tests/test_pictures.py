@@ -296,7 +296,7 @@ def test_the_strip_ends_in_the_sample(world: Path) -> None:
     )
     painted = paint(checkpoint.config, denoiser, in_turn(6, 10), **options)
     found = states(checkpoint.config, denoiser, in_turn(2, 10), **options)
-    assert [step.s for step in found] == pytest.approx([1, 2 / 3, 1 / 3, 0])
+    assert [float(step.s[0]) for step in found] == pytest.approx([1, 2 / 3, 1 / 3, 0])
     assert torch.allclose(found[-1].x.pixels, painted.pixels[:2], atol=1e-5)
 
 
@@ -366,8 +366,8 @@ IMAGE = ("train", "--kind", "image", "--out", "new")
         ((*IMAGE, "--diffusion.noise", "0.1"), ["noise 0.1 is for cold processes"]),
         ((*IMAGE, "--diffusion.highest", "9"), ["highest 9.0 is of ve and blur, not of vp"]),
         ((*IMAGE, "--diffusion.process", "ve", "--diffusion.highest", "9"), ["highest 9.0 leaves images visible"]),
-        ((*IMAGE, "--diffusion.rule", "ranked"), ["has no noise per token to rank"]),
-        ((*IMAGE, "--diffusion.rule", "sde:x"), ["rule 'sde:x': write sde:SCALE", "such as sde:1"]),
+        ((*IMAGE, "--diffusion.rule", "ranked"), ["has no noise per token to deal out"]),
+        ((*IMAGE, "--diffusion.rule", "sde:x"), ["rule 'sde:x': no number: 'x'", "write sde:ETA"]),
         (
             (*IMAGE, "--diffusion.process", "blur", "--diffusion.predict", "x0", "--diffusion.rule", "ode"),
             ["Blur is no Gaussian process, so it has no SDE"],

@@ -122,7 +122,7 @@ def test_options_at_construction(folders: dict, fills: dict) -> None:
         (TEXT, {"colour": 1}, "unknown option colour; there are banned, candidates, logits_processor"),
         (TEXT, {"num_steps": 0}, "num_steps 0 is not positive; 1 fills everything at once"),
         (TEXT, {"num_return_sequences": 0}, "num_return_sequences 0 is not positive; 1 gives one text"),
-        (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, ranked"),
+        (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, partial:RHO"),
         (TEXT, {"temperature": -1}, "temperature -1 is not a number from 0 on"),
         (TEXT, {"temperature": float("nan")}, "temperature nan is not a number from 0 on"),
         (TEXT, {"top_p": 1.5}, "top_p 1.5 is not in"),

@@ -19,7 +19,8 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process import Masking, Process, Replacement
 from textdiff.process.replacement import ReplacementNoise, jumps, tilted
-from textdiff.rules import fresh, partial, posterior, ranked
+from textdiff.revealing import ranked
+from textdiff.rules import Rule, fresh, partial, posterior
 from textdiff.sampler import sample
 from textdiff.schedule import Cosine, Linear, Power
 from textdiff.tokens import Specials, Tokens
@@ -346,7 +347,7 @@ def test_imperfect_steps_are_noticed(name: str, oracles) -> None:
         noise = process.infer(xt, draw, t, key)
         return noise._replace(u=noise.u**0.5)
 
-    assert fit(samples(oracles[name], PROCESSES[name], early, 2), law) < 1e-6
+    assert fit(samples(oracles[name], PROCESSES[name], Rule(early), 2), law) < 1e-6
 
 
 def test_the_prior_gap(oracles) -> None:
@@ -720,7 +721,7 @@ def test_the_surest_come_first() -> None:
     x0 = xt.with_(ids=torch.tensor([[1, 5, 6, 5, 6, 0]]).expand(500, -1))  # two words differ, one does not
     sure = torch.tensor([[0.0, -1.0, -2.0, 0.0, -5.0, 0.0]]).expand(500, -1)
     draw, t, s, key = Draw(x0, torch.empty(0), sure), time(500, 0.8), time(500, 0.4), Key.of(0, 500)
-    plain, order = (process.corrupt(x0, rule(process, xt, draw, t, s, key), s).ids for rule in (posterior, ranked))
+    plain, order = (process.corrupt(x0, rule(process, xt, draw, t, s, key), s).ids for rule in (posterior, ranked()))
     assert torch.equal((plain != x0.ids).sum(1), (order != x0.ids).sum(1))
     assert bool((order[:, 4] == 6).all())  # where nothing was to be done nothing is
     first, second = (order[:, 1] == 5), (order[:, 2] == 6)
@@ -749,7 +750,7 @@ def test_stock_models(model) -> None:
         denoiser.eval()
         assert bool(udm.bound(x0, key).isfinite().all()) and float(udm.bound(x0, key)[2]) == 0
         x = process.prior(x0.with_(fixed=x0.fixed | (torch.arange(5) == 2)), key)
-        for rule in (fresh, posterior, partial(0.3), ranked):
+        for rule in (fresh, posterior, partial(0.3), ranked()):
             for step in sample(denoiser, process, x, steps=3, key=key, rule=rule):
                 assert torch.equal(step.x.ids[:, 2], x0.ids[:, 2]) and torch.equal(step.x.valid, x0.valid)
             assert bool((step.x.ids[x0.valid & ~x0.fixed] >= X).all()) and not bool(step.x.doubtful.any())

@@ -14,7 +14,8 @@ from textdiff.gaps import parse
 from textdiff.keys import Key
 from textdiff.process import Deletion, Edit, Masking, Mixture, Replacement
 from textdiff.recipe import know_places
-from textdiff.rules import fresh, partial, posterior, ranked
+from textdiff.revealing import ranked
+from textdiff.rules import fresh, partial, posterior
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials
 from textdiff.udm import UDM
@@ -108,9 +109,11 @@ def test_lengths_that_have_to_be_given(process: str) -> None:
 def test_ranked_is_for_noise_per_token() -> None:
     for settings in ({"process": "masking"}, {"process": "deletion"}, {"process": "replacement"}):
         checkpoint = tiny_checkpoint(**settings)
-        assert infill([parse("We [GAP:2] on.")], steps=2, rule=ranked, **checkpoint.tools())
-    with pytest.raises(ValueError, match="Encoder has no noise per token to rank; use the posterior rule"):
-        infill([parse("We [GAP:2] on.")], steps=2, rule=ranked, **tiny_checkpoint(process="encoder").tools())
+        assert infill([parse("We [GAP:2] on.")], steps=2, rule=ranked(), **checkpoint.tools())
+    with pytest.raises(
+        ValueError, match="Encoder has no noise per token to deal out by confidence; use the posterior rule"
+    ):
+        infill([parse("We [GAP:2] on.")], steps=2, rule=ranked(), **tiny_checkpoint(process="encoder").tools())
 
 
 def test_names() -> None:

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from textdiff import rules
 from textdiff.denoiser import Autoregressive, Denoiser
 from textdiff.leak import need_bidirectional, need_causal
 from textdiff.lora import merged
 from textdiff.posterior import Decode
 from textdiff.process import Process
+from textdiff.rulebook import rule_of
 from textdiff.tokenizer import GAP, load_tokenizer, specials, stock_specials
 from textdiff.tokens import Specials
 from textdiff.zoo import check, chosen, keeps_lengths, likelihood, make_process, parallel
@@ -32,24 +32,6 @@ AUTO_CLASSES = {
     "autoregressive": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
 }
-
-
-def rule_of(name: str) -> rules.Rule:
-    """The rule a user named: fresh, posterior, ranked, ode, partial:RHO such as partial:0.3, or sde:SCALE such as sde:1."""
-    if name.startswith("partial"):
-        try:
-            return rules.partial(float(name.partition(":")[2] or 0.3))
-        except ValueError as error:
-            raise ValueError(f"rule {name!r}: write partial:RHO with RHO in [0, 1], such as partial:0.3") from error
-    if name.startswith("sde"):
-        try:
-            return rules.sde(float(name.partition(":")[2] or 1))
-        except ValueError as error:
-            raise ValueError(f"rule {name!r}: write sde:SCALE with SCALE from 0 on, such as sde:1") from error
-    if name == "ode":
-        return rules.ode
-    known = {"fresh": rules.fresh, "posterior": rules.posterior, "ranked": rules.ranked}
-    return chosen(name, known, "rule", more="partial:RHO, ode, sde:SCALE")
 
 
 def same_types(config: Any) -> None:
@@ -124,7 +106,7 @@ class DiffusionConfig:
         shift: The logits at i - 1 say token i, as a causal model was trained to (Dream), not those at i (LLaDA).
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
-        rule: Which noise goes back in: fresh, posterior, ranked, or partial:RHO.
+        rule: Which noise goes back in (docs/rules.md): posterior, partial:0.3, ranked:margin, threshold:0.9@32, ...
         temperature: 0 takes the most probable token.
         top_k: Tokens to choose from; 0 for all.
         top_p: Share of the probability to choose from.

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import Denoiser
+from textdiff.drawing import draw_tokens
 from textdiff.filling import Filled, Infill, Page, counting
 from textdiff.gaps import Gap
 from textdiff.keys import Key
-from textdiff.posterior import Decode, draw_tokens
+from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.scoring import filled_state, measure
 from textdiff.tokens import Specials, Tokens

@@ -1,6 +1,6 @@
 """Which rows of a batch go through the loop together, each at a clock of its own.
 
-A row's number of turns is its own, whatever it is batched with (`sampler.sample_each`), and so are its times and its random
+A row's number of turns is its own, whatever it is batched with (`sampler.Clock`), and so are its times and its random
 numbers: what shares a run is a matter of speed alone.
 """
 

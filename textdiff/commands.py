@@ -24,7 +24,7 @@ class Sampling:
     num_steps: int | None = None
     """Turns of the reverse process; more look again in between."""
     rule: str | None = None
-    """fresh, posterior, ranked (texts), partial:RHO; ode and sde:SCALE (images with Gaussian noise)."""
+    """Which noise goes back in (docs/rules.md): posterior, partial:0.3, ranked:margin, ...; of images ode, sde:1."""
     temperature: float | None = None
     """0 takes the most probable token."""
     top_k: int | None = None

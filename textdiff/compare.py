@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from textdiff.checkpoint import Checkpoint, load, rule_of
+from textdiff.checkpoint import Checkpoint, load
 from textdiff.data import load_texts, windows
 from textdiff.evaluation import Case, GapScore, bound, gap_cases, gap_score, score_answers
 from textdiff.filling import infill
 from textdiff.gaps import Gap, Parts
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.posterior import Decode
+from textdiff.rulebook import rule_of
 from textdiff.tokenizer import encode
 from textdiff.udm import UDM
 

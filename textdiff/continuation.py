@@ -68,13 +68,14 @@ class Size:
 def write(
     prompts: Sequence[Sequence[int]], size: Size, *, denoiser: Denoiser, process: Process, specials: Specials,
     steps: int | None = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
-    numbers: Sequence[int] | None = None, heads: Sequence[int] | None = None,
+    numbers: Sequence[int] | None = None, heads: Sequence[int] | None = None, whole: bool = False,
 ) -> Iterator[list[Written]]:  # fmt: skip
     """Go on from every prompt (token ids without BOS): the drafts of every step, the last of which are the texts.
 
     steps: turns of the loop; None for one per open token, as in `infill`.
     numbers: which sample each is of its prompt, 0 unless given; sample k of a prompt under a seed is the same text whatever
     else is in the batch. heads: what each text begins with, BOS unless given, as of a chat whose template has another.
+    whole: drafts are whole guesses, for who looks on; without it words that are not settled yet show the mask token.
     ValueError for a prompt that leaves the model no room.
     """
     x = start_state(prompts, size, specials, denoiser.longest, heads)
@@ -92,14 +93,12 @@ def write(
     begins = [len(prompt) + 1 for prompt in prompts]
     drafts = [Written([], []) for _ in prompts]
     turns = clocks(x, specials, steps)
-    for count in turns.unique().tolist():
-        mine = (turns == count).nonzero()[:, 0]
-        for step in sample(_Settled(denoiser), process, x[mine], steps=count, rule=rule, decode=decode, key=key[mine]):
-            x0 = step.draw.x0.to("cpu")
-            for place, (row, end) in enumerate(zip(mine.tolist(), x0.valid.sum(1).tolist(), strict=True)):
-                part = slice(begins[row], end - len(specials.tail))
-                drafts[row] = Written(x0.ids[place, part].tolist(), x0.score[place, part].tolist())
-            yield [*drafts]
+    for step in sample(_Settled(denoiser), process, x, steps=turns, rule=rule, decode=decode, key=key):
+        x0 = (step.draw.drawn() if whole else step.draw).x0.to("cpu")
+        for place, (row, end) in enumerate(zip(step.rows.tolist(), x0.valid.sum(1).tolist(), strict=True)):
+            part = slice(begins[row], end - len(specials.tail))
+            drafts[row] = Written(x0.ids[place, part].tolist(), x0.score[place, part].tolist())
+        yield [*drafts]
 
 
 def start_state(
@@ -135,7 +134,7 @@ class _Settled(Denoiser):
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.timeless = denoiser, denoiser.timeless
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return _SettledPosterior(self.denoiser(xt, t))
@@ -153,7 +152,10 @@ class _SettledPosterior(Posterior):
         self.inner = inner
 
     def sample(self, decode: Decode, key: Key) -> Draw:
-        draw = self.inner.sample(decode, key)
+        return self.draft(decode, key).drawn()
+
+    def draft(self, decode: Decode, key: Key) -> Draw:
+        draw = self.inner.draft(decode, key)
         free = draw.x0.valid & ~draw.x0.fixed
         x0 = draw.x0.with_(counted=draw.x0.counted | free, sealed=draw.x0.valid)
         return replace(draw, x0=x0)

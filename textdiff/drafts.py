@@ -19,9 +19,9 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import sample
+from textdiff.sampler import finished, sample
 from textdiff.tokenizer import encode
-from textdiff.tokens import Specials, Tokens
+from textdiff.tokens import Specials, Tokens, in_order
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -105,8 +105,8 @@ def refine(
     x = process.corrupt(x0, process.noise(x0, key.fold(PRIOR)), times)
     check_size(x if isinstance(x, Tokens) else x0, denoiser)
     decode = replace(decode or Decode(), longest=denoiser.longest)
-    for step in sample(denoiser, process, x, steps=steps, rule=rule, decode=decode, key=key, start=t):
-        x0 = step.draw.x0
+    run = sample(denoiser, process, x, steps=steps, rule=rule, decode=decode, key=key, start=t)
+    x0 = in_order(list(finished(run)), specials.pad)
     return read_results(pages, x0, rows, tokenizer)
 
 

@@ -20,7 +20,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import sample_each
+from textdiff.sampler import finished, sample
 from textdiff.spelling import lead_of, pieces, read_gap
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
@@ -263,8 +263,8 @@ def infill(
         for mine in portions(x):
             calls[0] = opening
             now = process.prior(narrowed(x[mine], specials), key[mine].fold(PRIOR))
-            run = sample_each(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine])
-            for number, x0 in run:
+            run = sample(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine])
+            for number, x0 in finished(run):
                 if candidates > 1:
                     fluency[mine[number].cpu()] = denoiser.fluency(x0).cpu()
                 done.append((mine[number].tolist(), x0, calls[0]))

@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import EosTokenCriteria, GenerationConfig, MaxLengthCriteria, StopStringCriteria
 from transformers.utils import ModelOutput
 
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file, rule_of
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file
 from textdiff.continuation import Size, Written, write
 from textdiff.posterior import Decode
+from textdiff.rulebook import rule_of
 from textdiff.tokenizer import load_tokenizer
 from textdiff.tokens import Specials
 
@@ -118,7 +119,7 @@ def _run(
     tools = {"denoiser": denoiser, "process": texts.config.decode_process(ids, model), "specials": ids}
     done = torch.zeros(len(rows), dtype=torch.bool)
     try:
-        for drafts in _numbered(rows, size, tools | wanted):
+        for drafts in _numbered(rows, size, tools | wanted | {"whole": bool(between) or show is not None}):
             final = [old if stop else new for old, new, stop in zip(final, drafts, done.tolist(), strict=True)]
             value = _padded([written.ids for written in final], ids.pad)
             if show is not None:

@@ -49,9 +49,10 @@ class Key:
         numbers = torch.arange(samples) if isinstance(samples, int) else samples.to(torch.int64)
         return cls(_mix(numbers * _GOLDEN + _int64(seed * 0xD1342543DE82EF95 + 1)))
 
-    def fold(self, number: int) -> "Key":
-        """The keys of use `number` (a step, a role) of these rows."""
-        return Key(_mix(self.state ^ _int64((number + 1) * 0x9E3779B97F4A7C15)) + _GOLDEN)
+    def fold(self, number: int | Tensor) -> "Key":
+        """The keys of use `number` (a step, a role) of these rows, or of a use (B,) int64 of each."""
+        use = (number + 1) * _GOLDEN if isinstance(number, Tensor) else _int64((number + 1) * 0x9E3779B97F4A7C15)
+        return Key(_mix(self.state ^ use) + _GOLDEN)
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) float64 in the open interval (0, 1); column i is the same whatever `count` is."""

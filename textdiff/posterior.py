@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,25 +12,67 @@ from textdiff.constraints import Constraint
 from textdiff.keys import Key
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # transformers' LogitsProcessor: (ids (S, n), scores (S, V)) -> scores
+Measure = Callable[[Tensor], Tensor]  # (S, V) logits -> (S,): the larger, the sooner a place is revealed
+
+
+class Look(ABC):
+    """What a model can say of the elements of a guess that are still open. It is asked where somebody wants to know."""
+
+    @abstractmethod
+    def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Words (S,) for the S open places `where` (B, M) bool, and their log-probability (S,)."""
+
+    def measure(self, measure: Measure, where: Tensor) -> Tensor:
+        """(S,) a figure of the distribution at each of the places, before a word is drawn."""
+        raise ValueError(
+            "this model draws its words one after the other, each given those before, so there is nothing to rank them by "
+            "before they are drawn; use the rule ranked:drawn, ranked:left or ranked:random, or a parallel model"
+        )
 
 
 @dataclass(frozen=True)
 class Draw:
     """A guess x0_hat and how it lies over xt.
 
-    x0: the complete guess (for text `Tokens` (B, M) without markers).
+    x0: the guess (for text `Tokens` (B, M) without markers).
     place: (B, M) int64, for each element of x0 the column of xt where it is seen: itself, its `[MASK]`, or the `[GAP]` it
         is missing in. Empty, shape (0,), where shapes do not change and every element is its own place.
     log_prob: (B, M), how sure the model was of each element that it drew.
+    open: (B, M) bool, elements whose words are not drawn yet, and show a [MASK]; None where all are.
+    look: who can be asked for these.
     """
 
     x0: Any
     place: Tensor
     log_prob: Tensor
+    open: Tensor | None = None
+    look: Look | None = None
 
     def seen(self, column: Tensor) -> Tensor:
         """(B, M) what a column (B, L) of xt, such as its ids, holds where each element is."""
         return column.gather(1, self.place) if self.place.numel() else column
+
+    def drawn(self, where: Tensor | None = None) -> "Draw":
+        """The same guess with its words drawn at `where` (B, M) bool, or everywhere. The words do not depend on who asks."""
+        if self.look is None or self.open is None:
+            return self
+        wanted = self.open if where is None else self.open & where
+        if not bool(wanted.any()):
+            return self
+        words, sure = self.look.words(wanted)
+        x0 = self.x0.with_(
+            ids=self.x0.ids.masked_scatter(wanted, words), score=self.x0.score.masked_scatter(wanted, sure)
+        )
+        return replace(self, x0=x0, log_prob=self.log_prob.masked_scatter(wanted, sure), open=self.open & ~wanted)
+
+    def measured(self, measure: Measure, where: Tensor) -> Tensor:
+        """(B, M) a figure of what the model says at `where`, open places of x_t, before a word is drawn; 0 elsewhere.
+
+        ValueError where the model can say nothing before it draws.
+        """
+        look = self.look or _NOBODY
+        figures = torch.zeros(where.shape, device=where.device)
+        return figures.masked_scatter(where, look.measure(measure, where)) if bool(where.any()) else figures
 
 
 @dataclass(frozen=True)
@@ -43,6 +85,8 @@ class Decode:
     constraints: what the user asks of gaps; element by element `Tokens.slot` says which one holds.
     processors: change the scores of words before one is drawn, in order, as in transformers.
     max_calls: how many texts with gaps may be tried, for each text, to find out how long its gaps are.
+    min_p: words less probable than this share of the most probable one are left out; 0 keeps all.
+    banned: ids that are never written.
     """
 
     temperature: float = 1.0
@@ -53,6 +97,8 @@ class Decode:
     constraints: tuple[Constraint, ...] = ()
     processors: tuple[Processor, ...] = ()
     max_calls: int = 32
+    min_p: float = 0.0
+    banned: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -61,10 +107,17 @@ class Decode:
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p {self.min_p} is not in [0, 1]; 0 keeps every token, 1 the most probable one")
         if self.top_k < 0:
             raise ValueError(f"top_k {self.top_k} is negative; 0 keeps every token")
         if self.max_gap < 1:
             raise ValueError(f"max_gap {self.max_gap} leaves no room for text; give 1 or more")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some words that the model could say are left out for being improbable."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
     def room(self, sizes: Tensor) -> Tensor:
         """(B,) how many tokens may still be written into texts of these sizes (B,)."""
@@ -96,6 +149,10 @@ class Posterior(ABC):
     def sample(self, decode: Decode, key: Key) -> Draw:
         """x0_hat ~ q(x0 | xt), one row of `key` per row of xt."""
 
+    def draft(self, decode: Decode, key: Key) -> Draw:
+        """The same guess, whose words are drawn when they are asked for, where the model can wait."""
+        return self.sample(decode, key)
+
     @abstractmethod
     def log_prob(self, truth: Draw) -> Tensor:
         """log q of the truth per element, (B, M); 0 where nothing had to be guessed and on padding.
@@ -104,51 +161,9 @@ class Posterior(ABC):
         """
 
 
-def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
-    """Tokens (S,) from logits (S, V) by inverting the distribution function at u (S,), and their log-probability (S,).
-
-    In float64, and only for the rows asked for: float32 Gumbel noise lowers the temperature unasked (arXiv:2409.02908).
-    The log-probability is the model's own, before temperature and truncation.
-    """
-    log_prob = logits.double().log_softmax(-1)
-    if decode.temperature == 0:
-        ids = log_prob.argmax(-1)
-    else:
-        scaled = truncate(log_prob / decode.temperature, decode)
-        cdf = scaled.softmax(-1).cumsum(-1)
-        # the last token with probability closes the interval, whatever rounding left of it
-        ids = torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True).squeeze(-1)
-        ids = ids.clamp_max(logits.shape[-1] - 1)
-    return ids, log_prob.gather(-1, ids[:, None]).squeeze(-1).float()
+class _Nobody(Look):
+    def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        raise AssertionError("all words are drawn")
 
 
-def words_before(ids: Tensor, row: Tensor, column: Tensor, pad: int) -> Tensor:
-    """(S, n) what stands left of S places (row, column) (S,) of `ids` (B, L), the last of it last, left-padded."""
-    longest = max(int(column.max()), 1) if len(column) else 1
-    index = column[:, None] - longest + torch.arange(longest, device=ids.device)
-    return ids[row[:, None], index.clamp_min(0)].masked_fill(index < 0, pad)
-
-
-def truncate(scores: Tensor, decode: Decode) -> Tensor:
-    """Scores (S, V) with everything outside top_k and top_p at minus infinity; the best token always stays."""
-    if decode.top_k and decode.top_k < scores.shape[-1]:
-        threshold = scores.topk(decode.top_k, -1).values[:, -1:]
-        scores = scores.masked_fill(scores < threshold, -torch.inf)
-    if decode.top_p < 1:
-        scores = _nucleus(scores, decode.top_p)
-    return scores
-
-
-def _nucleus(scores: Tensor, share: float, few: int = 256) -> Tensor:
-    """Scores (S, V) with all but the most probable tokens that have this share together at minus infinity.
-
-    The `few` most probable of a row are looked at first: mostly they have it, and a whole row need not be sorted.
-    """
-    probability = scores.softmax(-1)
-    best, order = probability.topk(min(few, scores.shape[-1]), -1)
-    before = best.cumsum(-1) - best
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < share)
-    more = (before[:, -1] < share).nonzero()[:, 0]
-    if few < scores.shape[-1] and len(more):
-        kept[more] = _nucleus(scores[more], share, scores.shape[-1]) > -torch.inf
-    return scores.masked_fill(~kept, -torch.inf)
+_NOBODY = _Nobody()

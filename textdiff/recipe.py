@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 import torch
 
 from textdiff.card import model_card
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, rule_of
+from textdiff.checkpoint import Checkpoint, DiffusionConfig
 from textdiff.config import parse_one_of
 from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
 from textdiff.evaluation import bound
@@ -22,6 +22,7 @@ from textdiff.keys import Key
 from textdiff.lora import add_lora, trained
 from textdiff.models import new_model, pretrained_model
 from textdiff.pictures.recipe import PictureRecipe
+from textdiff.rulebook import rule_of
 from textdiff.spectral import STARTS
 from textdiff.tokenizer import load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Tokens

@@ -1,50 +1,89 @@
 """Which eps goes back in: every sampler is a choice of noise (Su Jianlin, kexue.fm archives 9262).
 
-A rule is a pure function (process, x_t, draw, t, s, key) -> noise. `fresh`, `posterior` and `partial` keep Su's law, so
-with the true q(x0 | xt) they sample the data exactly in any number of steps; `ranked` is a heuristic.
+A rule chooses (process, x_t, draw, t, s, key) -> noise. `fresh`, `posterior` and `partial` keep Su's law at every step, so
+with the true q(x0 | xt) they sample the data exactly in any number of steps. What reveals by choice is in `revealing`, what
+hides again in `remasking`, names are in `rulebook`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial as bind
 
+import torch
 from torch import Tensor
 
 from textdiff.keys import Key
 from textdiff.posterior import Draw
 from textdiff.process.base import Noise, Process, State
 
-Rule = Callable[[Process, State, Draw, Tensor, Tensor, Key], Noise]
+Choice = Callable[[Process, State, Draw, Tensor, Tensor, Key], Noise]
+When = Callable[[Process, State, Tensor], Tensor]
+Times = Callable[[Tensor, Tensor], Tensor]
 
 
-def fresh(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-    """Forget x_t: Su's baseline (Mask-Predict's random form)."""
+def always(process: Process, x: State, t: Tensor) -> Tensor:
+    """Something may happen at every step."""
+    return t
+
+
+def until_closed(process: Process, x: State, t: Tensor) -> Tensor:
+    """At every step, as long as something is hidden."""
+    return torch.where(process.moment(x, t) > 0, t, 0.0)
+
+
+def by_noise(process: Process, x: State, t: Tensor) -> Tensor:
+    """When the noise that x carries says so: the shared eps is kept, and its values are the moments of change."""
+    return process.moment(x, t)
+
+
+def evenly(number: Tensor, steps: Tensor) -> Tensor:
+    """The share of the time that is left (B,) after `number` of `steps` steps (B,)."""
+    return 1 - number / steps
+
+
+@dataclass(frozen=True)
+class Rule:
+    """choose: which noise goes back in. A function of your own is a rule: `Rule(function)`.
+
+    when: (process, x, t) -> (B,) the latest moment before t at which the state changes under this rule. Steps before it are
+        not taken, where the denoiser is not told t: they would leave x as it is.
+    times: (number, steps) -> (B,) where on the way from noise, 1, to data, 0, a row is after so many of its steps.
+    """
+
+    choose: Choice
+    when: When = always
+    times: Times = evenly
+
+    def __call__(self, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
+        return self.choose(process, xt, draw, t, s, key)
+
+
+def _fresh(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
     return process.noise(draw.x0, key)
 
 
-def posterior(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-    """The noise that explains x_t: D3PM-absorbing and MDLM for masks, DDIM for Gaussian noise."""
+fresh = Rule(_fresh)
+"""Forget x_t: Su's baseline (Mask-Predict's random form)."""
+
+
+def _posterior(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
     return process.infer(xt, draw, t, key)
+
+
+posterior = Rule(_posterior, by_noise)
+"""The noise that explains x_t: D3PM-absorbing and MDLM for masks, DDIM for Gaussian noise."""
 
 
 def partial(rho: float) -> Rule:
     """The posterior with a share rho redrawn: ReMDM with sigma = rho (1 - alpha_s) for masks (arXiv:2503.00307)."""
     if not 0 <= rho <= 1:
         raise ValueError(f"rho {rho} is not a share in [0, 1]; 0 is the posterior, 1 the baseline")
-    return bind(_partial, rho)
+    return Rule(bind(_partial, rho))
 
 
 def _partial(rho: float, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
     inferred, new = process.infer(xt, draw, t, key.fold(0)), process.noise(draw.x0, key.fold(1))
     return process.blend(inferred, new, rho, key.fold(2))
-
-
-def ranked(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-    """The posterior's noise, dealt out so that what the model was surest of is revealed first (MaskGIT, LLaDA).
-
-    As many tokens are revealed as the posterior would; only which ones is changed. The confidence is that of the token
-    already drawn, which biases the samples even under a perfect denoiser.
-    """
-    return process.rank(process.infer(xt, draw, t, key), xt, draw)
 
 
 def sde(scale: float = 1.0) -> Rule:
@@ -55,7 +94,7 @@ def sde(scale: float = 1.0) -> Rule:
     """
     if not 0 <= scale < float("inf"):
         raise ValueError(f"scale {scale} of the noise is not a number from 0 on; 0 is the ODE, 1 the reverse SDE")
-    return bind(_sde, scale)
+    return Rule(bind(_sde, scale))
 
 
 def _sde(scale: float, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
@@ -66,5 +105,5 @@ def _sde(scale: float, process: Process, xt: State, draw: Draw, t: Tensor, s: Te
     return process.blend(inferred, new, rho.clamp_max(1), key.fold(2))
 
 
-ode: Rule = sde(0.0)
+ode = sde(0.0)
 """The probability-flow ODE's step, DDIM with eta = 0: exact where x0_hat does not change along the way."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -11,16 +10,24 @@ from textdiff.denoiser.base import Denoiser
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw
 from textdiff.process.base import Process, State
-from textdiff.rules import Rule, posterior
+from textdiff.rules import Rule, Times, always, posterior
+
+LOOP = 1 << 42  # a use of a key that no process has: x may carry noise that was drawn from the same key
 
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of the loop: the state x at time s, and the guess it was made from."""
+    """One turn of the loop.
+
+    x: the state of `rows` (N,), those of the batch that took part, at their times `s` (N,). draw: the guess it was made
+    from. done: (N,) bool, rows that have taken their last step; they take part in no other.
+    """
 
     x: State
     draw: Draw
-    s: float
+    s: Tensor
+    rows: Tensor
+    done: Tensor
 
 
 def sample(
@@ -28,63 +35,91 @@ def sample(
     process: Process,
     x: State,
     *,
-    steps: int,
+    steps: float | Tensor,
     key: Key,
     rule: Rule = posterior,
     decode: Decode | None = None,
     start: float = 1.0,
 ) -> Iterator[Step]:
-    """Run the reverse process from x at t = `start` to t = 0 in `steps` equal steps, yielding every state.
+    """Run the reverse process from x at t = `start` to t = 0, yielding every state. Rows are at times of their own.
 
     x is any legitimate state at that time: at 1 the prior, or a text whose fixed tokens are the user's; below 1 a draft
-    corrupted so far. `key` has a row per row of x. ValueError for fewer than one step, or a start outside (0, 1].
+    corrupted so far. steps: how many, or of each row how many (B,); infinity steps from one moment of change to the next.
+    `key` has a row per row of x, and a row's result is the same whatever it is batched with.
+
+    A step in which a row would not change is not taken (`Rule.when`), and words that a step does not show are not drawn: the
+    model is called for a row at its moments of change alone. ValueError for fewer than one step, a start outside (0, 1],
+    and infinitely many steps of what does not know its moments.
     """
-    if steps < 1:
-        raise ValueError(f"steps {steps} is not positive; 1 draws everything at once, more look again in between")
-    if not 0 < start <= 1:
-        raise ValueError(f"start {start} is not a time in (0, 1]; 1 is noise, small times change little")
+    clock = Clock.of(steps, start, len(key), key.state.device, rule.times)
+    when = rule.when if denoiser.timeless else always
+    rows, key = torch.arange(len(key), device=key.state.device), key.fold(LOOP)
     decode = decode or Decode()
     with torch.inference_mode():
-        for number, (t, s) in enumerate(pairwise(_grid(start, steps))):
-            now = torch.full((len(key),), t, dtype=torch.float64, device=key.state.device)
-            then = torch.full_like(now, s)
-            draw, x = _turn(denoiser, process, x, now, then, key, number, rule, decode)
-            yield Step(x, draw, s)
+        while len(rows):
+            ahead = clock.to(when(process, x, clock.t))
+            turn = key.fold(2 * (ahead.number - 1)), key.fold(2 * (ahead.number - 1) + 1)
+            draw = denoiser(x, clock.t).draft(decode, turn[0])
+            noise = rule(process, x, draw, clock.t, ahead.t, turn[1])
+            draw = draw.drawn(process.shown(draw.x0, noise, ahead.t))
+            x, clock = process.corrupt(draw.x0, noise, ahead.t), ahead
+            yield Step(x, draw, clock.t, rows, clock.done)
+            rows, x, key, clock = left(clock.done, rows, x, key, clock)
 
 
-def sample_each(
-    denoiser: Denoiser, process: Process, x: State, *, steps: Tensor, key: Key, rule: Rule = posterior,
-    decode: Decode | None = None,
-) -> Iterator[tuple[Tensor, State]]:  # fmt: skip
-    """Run the reverse process from t = 1, each row in as many equal steps as `steps` (B,) int64 says: rows at times of
-    their own in one batch. Yields the rows (N,) that have come to t = 0, with their x0, as they do.
-
-    A row's result is that of `sample` with its number of steps. ValueError for fewer than one step.
-    """
-    if len(steps) and int(steps.min()) < 1:
-        raise ValueError(f"steps {int(steps.min())} is not positive; 1 draws everything at once")
-    decode = decode or Decode()
-    times = {count: _grid(1.0, count) for count in steps.unique().tolist()}
-    rows = torch.arange(len(key), device=key.state.device)
-    with torch.inference_mode():
-        for number in range(max(times, default=0)):
-            pairs = [times[count][number : number + 2] for count in steps[rows].tolist()]
-            now, then = torch.tensor(pairs, dtype=torch.float64, device=rows.device).unbind(1)
-            draw, x = _turn(denoiser, process, x, now, then, key[rows], number, rule, decode)
-            done = steps[rows] == number + 1
-            if bool(done.any()):
-                yield rows[done], draw.x0[done]
-                x, rows = x[~done], rows[~done]
+def finished(run: Iterator[Step]) -> Iterator[tuple[Tensor, State]]:
+    """The rows (N,) that come to their end, with their x0, as they do."""
+    for step in run:
+        if bool(step.done.any()):
+            yield step.rows[step.done], step.draw.x0[step.done]
 
 
-def _grid(start: float, steps: int) -> list[float]:
-    """The times from `start` to 0."""
-    return torch.linspace(start, 0, steps + 1, dtype=torch.float64).tolist()
+@dataclass(frozen=True)
+class Clock:
+    """Where each row is on its way: after `number` (B,) int64 of `steps` (B,) float64 steps, at time `t` (B,) float64."""
+
+    steps: Tensor
+    number: Tensor
+    t: Tensor
+    start: float
+    times: Times
+
+    @classmethod
+    def of(cls, steps: float | Tensor, start: float, rows: int, device: torch.device, times: Times) -> "Clock":
+        """At the beginning. ValueError for fewer than one step, or a start outside (0, 1]."""
+        steps = torch.as_tensor(steps, dtype=torch.float64, device=device).expand(rows)
+        if rows and float(steps.min()) < 1:
+            raise ValueError(
+                f"steps {steps.min():g} is not positive; 1 draws everything at once, more look again between"
+            )
+        if not 0 < start <= 1:
+            raise ValueError(f"start {start} is not a time in (0, 1]; 1 is noise, small times change little")
+        return cls(steps, torch.zeros_like(steps, dtype=torch.int64), torch.full_like(steps, start), start, times)
+
+    @property
+    def done(self) -> Tensor:
+        """(B,) bool, rows that have come to the end."""
+        return (self.number >= self.steps) | self.steps.isinf() & (self.t == 0)
+
+    def to(self, moment: Tensor) -> "Clock":
+        """The first of the steps ahead of each row that is at or below the moment (B,); the next one at least."""
+        # a hair early: one step too many changes nothing, one too few would
+        needed = (self.steps * (1 - moment / self.start) * (1 - 1e-9)).ceil()
+        endless, following = self.steps.isinf(), self.number + 1.0
+        number = torch.where(endless | (moment >= self.t), following, needed.maximum(following)).minimum(self.steps)
+        t = self.start * self.times(number, self.steps)
+        if bool((endless & (moment >= self.t) & (self.number > 0)).any()):
+            raise ValueError("this process and rule do not know when something happens next; give a number of steps")
+        t = torch.where(endless, moment.minimum(self.t * (1 - 1e-12)), t)
+        return Clock(self.steps, number.long(), t, self.start, self.times)
+
+    def __getitem__(self, rows: Tensor) -> "Clock":
+        return Clock(self.steps[rows], self.number[rows], self.t[rows], self.start, self.times)
 
 
-def _turn(
-    denoiser: Denoiser, process: Process, x: State, t: Tensor, s: Tensor, key: Key, number: int, rule: Rule, decode: Decode
-) -> tuple[Draw, State]:  # fmt: skip
-    """The guess from x at times t (B,), and the state at s (B,)."""
-    draw = denoiser(x, t).sample(decode, key.fold(2 * number))
-    return draw, process.corrupt(draw.x0, rule(process, x, draw, t, s, key.fold(2 * number + 1)), s)
+def left(done: Tensor, rows: Tensor, x: State, key: Key, clock: Clock) -> tuple[Tensor, State, Key, Clock]:
+    """What is left of a batch without the rows that are done."""
+    if not bool(done.any()):
+        return rows, x, key, clock
+    stay = ~done
+    return rows[stay], x[stay], key[stay], clock[stay]

@@ -27,6 +27,20 @@ class Schedule(ABC):
         """The share corrupted at time t."""
         return 1 - self.alpha(t)
 
+    def reach(self, share: Tensor) -> Tensor:
+        """The latest times (B,) at which no more than these shares (B,) are corrupted: beta(t) <= share."""
+        t = self.inverse(share)
+        return torch.where(self.beta(t) <= share, t, t * (1 - 1e-12))  # whatever rounding made of it
+
+    def inverse(self, share: Tensor) -> Tensor:
+        """The times (B,) with beta(t) = share (B,), here by bisection."""
+        low, high = torch.zeros_like(share), torch.ones_like(share)
+        for _ in range(64):
+            middle = (low + high) / 2
+            early = self.beta(middle) <= share
+            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
+        return low
+
     def weight(self, t: Tensor) -> Tensor:
         """beta'(t) / beta(t), of -log q per masked token in the continuous-time bound. 1/t where alpha is linear."""
         return -self.slope(t) / self.beta(t)
@@ -41,6 +55,9 @@ class Linear(Schedule):
     def slope(self, t: Tensor) -> Tensor:
         return -t.new_ones(t.shape)
 
+    def inverse(self, share: Tensor) -> Tensor:
+        return share
+
 
 class Cosine(Schedule):
     """alpha = 1 - cos(pi/2 (1 - t)) = 1 - sin(pi/2 t).
@@ -53,6 +70,9 @@ class Cosine(Schedule):
 
     def slope(self, t: Tensor) -> Tensor:
         return -math.pi / 2 * (math.pi / 2 * t).cos()
+
+    def inverse(self, share: Tensor) -> Tensor:
+        return share.asin() * 2 / math.pi
 
 
 class Power(Schedule):
@@ -68,6 +88,9 @@ class Power(Schedule):
 
     def slope(self, t: Tensor) -> Tensor:
         return -self.power * t ** (self.power - 1)
+
+    def inverse(self, share: Tensor) -> Tensor:
+        return share ** (1 / self.power)
 
 
 class SquaredCosine(Schedule):

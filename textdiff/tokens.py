@@ -58,6 +58,8 @@ class Tokens:
     surplus: bool, the token seen here may be one too many: the model has to say whether it belongs here.
     part: int64, which process of a mixture corrupts this text, the same along a row; 0 where there is one.
     slot: int64, the number from 1 of the constraint that this token, or this gap, is written under; 0 where there is none.
+    eps: float64, the noise in (0, 1) that put this token into this state, where it is known and says nothing of the words
+        behind masks; -1 elsewhere. With it a state knows when it changes next (`Process.moment`).
     """
 
     ids: Tensor
@@ -70,6 +72,7 @@ class Tokens:
     surplus: Tensor
     part: Tensor
     slot: Tensor
+    eps: Tensor
 
     @classmethod
     def from_rows(cls, rows: list[list[int]], pad: int) -> "Tokens":
@@ -93,7 +96,7 @@ class Tokens:
         """Texts as the user gives them: nothing written by a model yet, nothing in doubt."""
         no = torch.zeros_like(fixed)
         counted, sealed = (no if flag is None else flag for flag in (counted, sealed))
-        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long(), no.long())
+        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long(), no.long(), no.double() - 1)
 
     @property
     def valid(self) -> Tensor:
@@ -125,8 +128,8 @@ class Tokens:
         return code
 
     def distinct(self) -> tuple[Tensor, Tensor]:
-        """The first of each kind of equal rows (U,), scores aside, and which of these each row is (B,)."""
-        columns = [getattr(self, f.name).long() for f in fields(self) if f.name != "score"]
+        """The first of each kind of equal rows (U,), scores and noise aside, and which of these each row is (B,)."""
+        columns = [getattr(self, f.name).long() for f in fields(self) if f.name not in ("score", "eps")]
         kinds: dict[bytes, int] = {}  # `Tensor.unique` sorts the rows, at twice the cost
         back = [kinds.setdefault(row.tobytes(), len(kinds)) for row in torch.cat(columns, 1).cpu().numpy()]
         first = {kind: row for row, kind in reversed([*enumerate(back)])}
@@ -148,6 +151,7 @@ class Tokens:
             "surplus": False,
             "part": 0,
             "slot": 0,
+            "eps": -1.0,
         }
         return Tokens(**{name: value.masked_fill(empty, fill[name]) for name, value in values.items()})
 
@@ -172,6 +176,12 @@ def concatenate(parts: list[Tokens], pad: int) -> Tokens:
     columns = [torch.arange(length, device=p.ids.device).expand(len(p), -1) for p in parts]
     parts = [p.take(c.masked_fill(c >= p.ids.shape[1], -1), pad) for p, c in zip(parts, columns, strict=True)]
     return Tokens(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Tokens)})
+
+
+def in_order(parts: list[tuple[Tensor, Tokens]], pad: int) -> Tokens:
+    """One batch of rows that were finished at different times, each part with the numbers (N,) of its rows."""
+    rows = torch.cat([numbers for numbers, _ in parts])
+    return concatenate([part for _, part in parts], pad)[rows.argsort()]
 
 
 def repeat(counts: Tensor) -> Tensor:

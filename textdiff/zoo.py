@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from textdiff import schedule
 from textdiff.denoiser import Changes, Denoiser, Embedded, Parallel
 from textdiff.keys import Key
-from textdiff.posterior import Draw
+from textdiff.posterior import Draw, Look, Measure
 from textdiff.process import Deletion, Edit, Encoder, Masking, Mixture, Process, Replacement
 from textdiff.rules import Rule
 from textdiff.tokens import Specials, Tokens
@@ -88,17 +88,30 @@ def check(settings: Settings, denoiser: str, rule: Rule) -> None:
         raise ValueError(
             f"process {', '.join(wrong)} has words corrected, which the {denoiser} denoiser cannot; use denoiser parallel"
         )
-    _try(make_process(settings, Specials(0, 1, 2, 3, size=8), embedding=nn.Embedding(8, 2)), rule)
+    _try(
+        make_process(settings, Specials(0, 1, 2, 3, size=8), embedding=nn.Embedding(8, 2)), rule, denoiser != "parallel"
+    )
 
 
-def _try(process: Process, rule: Rule) -> None:
+def _try(process: Process, rule: Rule, one_by_one: bool) -> None:
     """One step of two words: what a process refuses, it refuses here and not when the first samples are due."""
     x0, key = Tokens.from_rows([[1, 4, 5]], 0), Key.of(0, 1)
     t = torch.full((1,), 0.5, dtype=torch.float64)
     with torch.no_grad():
         noise = process.noise(x0, key)
         xt, truth = process.corrupt(x0, noise, t), process.align(x0, noise, t)
-        rule(process, xt, Draw(truth.x0, truth.place, torch.zeros(x0.ids.shape)), t, t / 2, key)
+        open_, look = torch.zeros_like(x0.fixed), None if one_by_one else _Anything()
+        rule(process, xt, Draw(truth.x0, truth.place, torch.zeros(x0.ids.shape), open_, look), t, t / 2, key)
+
+
+class _Anything(Look):
+    """All that a parallel model can be asked, with no model behind it."""
+
+    def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(where[where]).long(), torch.zeros_like(where[where]).float()
+
+    def measure(self, measure: Measure, where: Tensor) -> Tensor:
+        return torch.zeros_like(where[where]).float()
 
 
 def make_process(

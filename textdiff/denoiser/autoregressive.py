@@ -2,13 +2,12 @@
 
     q(words | xt) = prod_i q(w_i | xt, w_<i)
 
-A joint law over everything that is missing. Lengths are drawn first (see `lengths`): at t = 1 that is plain language
-modelling of texts of a drawn length, and its likelihood in one step is exact.
+A joint law. Lengths are drawn first (see `lengths`): at t = 1 that is plain language modelling, exact in one step.
 
 Causal models read xt and go on writing in the same sequence, each word under the position it has in the text: for the word
 w_i they are fed w_(i-1) at i - 1, whether it was given or just written. So a gap goes on from its left neighbour exactly as
-running text does, and its right neighbour is as far away as it really is; the bigrams and the local attention that serve
-running text serve gaps. A gap of any known length is a single [MASK] to read, and [END] stands where the text ends.
+running text does, and its right neighbour is as far away as it really is. A gap of any known length is a single [MASK] to
+read, and [END] stands where the text ends.
 Encoder-decoder models read xt with the encoder, and [FILL] opens every gap, as T5's sentinels do.
 """
 
@@ -19,14 +18,14 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
-from textdiff.denoiser.head import logits_at
+from textdiff.denoiser.head import logits_at, piece
 from textdiff.denoiser.lengths import LengthFirst, possible
 from textdiff.denoiser.words import one_by_one, own
-from textdiff.posterior import Decode, Posterior, draw_tokens
+from textdiff.drawing import draw_tokens
+from textdiff.posterior import Decode, Posterior
 from textdiff.tokens import Specials, Tokens
 
 NEAR, BREVITY = 3, 0.1  # words after a gap, and a filling's sum beside its mean: what fillings are compared by (LOG.md)
-_PIECE = 1 << 22  # how many logits are held at once where whole texts are scored
 
 
 class Events(NamedTuple):
@@ -45,7 +44,7 @@ class Events(NamedTuple):
 
 
 class Reader(ABC):
-    """How a family of models reads a state and is fed what it has to go on from."""
+    """How a family of models reads."""
 
     @abstractmethod
     def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,6 +71,8 @@ class Autoregressive(Denoiser):
         small corpus that is most of what it learns the language from. 0 trains the gaps alone.
     bidirectional: a causal model sees the whole of xt from everywhere in xt (a prefix-LM proper); context must be 0 then.
     """
+
+    timeless = True
 
     def __init__(self, model: Any, specials: Specials, context: float = 1.0, bidirectional: bool = False) -> None:
         super().__init__()
@@ -105,8 +106,8 @@ class Autoregressive(Denoiser):
         last = max(known.any(0).nonzero()[:, 0].tolist(), default=0)  # what comes later is not read
         read = torch.arange(last + 1, device=alike.device)
         x0, known = x0.take(read.expand(len(x0), -1), self.specials.pad), known[:, read]
-        logits = int(known.sum(1).max()) * self.model.get_output_embeddings().weight.shape[0]
-        parts = torch.arange(len(x0), device=alike.device).split(max(1, _PIECE // max(1, logits)))
+        rows = max(1, 2 * piece(self.model, alike.device) // max(1, int(known.sum(1).max())))
+        parts = torch.arange(len(x0), device=alike.device).split(rows)
         return torch.cat([self._fluency(x0[part], known[part]) for part in parts])[alike]
 
     def _fluency(self, x0: Tokens, known: Tensor) -> Tensor:

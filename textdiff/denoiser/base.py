@@ -13,9 +13,13 @@ from textdiff.tokens import Tokens
 
 
 class Denoiser(nn.Module, ABC):
-    """Wraps a stock model. One instance serves every process whose states it can read."""
+    """Wraps a stock model. One instance serves every process whose states it can read.
+
+    timeless: it is not told t, so a step that leaves a state as it is need not be taken (`sampler.sample`).
+    """
 
     model: Any  # the stock model, whichever its class
+    timeless: bool = False
 
     @abstractmethod
     def forward(self, xt: Any, t: Tensor) -> Posterior:

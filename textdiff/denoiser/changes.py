@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
+from textdiff.drawing import draw_tokens, truncate
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Draw, Posterior, draw_tokens, truncate
+from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.replacement import Replacement
 from textdiff.tokens import Tokens
 

@@ -66,6 +66,8 @@ class Continuing(Denoiser):
     always the model's own.
     """
 
+    timeless = True
+
     def __init__(self, model: Any, specials: Specials, particles: int = 8, eos: tuple[int, ...] | None = None) -> None:
         super().__init__()
         if particles < 1:

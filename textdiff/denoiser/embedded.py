@@ -13,8 +13,9 @@ from torch import Tensor
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.lengths import possible
 from textdiff.denoiser.padding import Feed
+from textdiff.drawing import draw_tokens
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Draw, Posterior, draw_tokens
+from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.encoder import Latent
 from textdiff.tokens import Specials
 

@@ -1,54 +1,111 @@
 """The language-model head, and so logits and loss, at chosen positions alone, for any stock model.
 
 A forward hook hands the head only the chosen rows of the last hidden state: bit for bit what slicing the full logits
-gives, without the (B, L, V) tensor that the rest of the field computes (at V = 50k it is most of the cost).
+gives, without the (B, L, V) tensor that the rest of the field computes (at V = 50k it is most of the cost). What was
+read once can be asked again, at other places or a few at a time: the body is then replaced by what it had said.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+PIECE, LARGE = 1 << 21, 1 << 26  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
 
 
 def logits_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
     """Logits (S, V) of `model(**inputs)` at the S places of `where` (B, L) bool, in row-major order."""
-    with _rows(model, where):
-        logits = model(**inputs).logits
-    if logits.shape[:2] == (1, int(where.sum())):
-        return logits[0]
-    return logits[:, : where.shape[1]][where]  # a head that reads something else: ProphetNet's, Perceiver's
+    return Reading(model, where.shape, **inputs).logits(where)
+
+
+class Reading:
+    """A batch as a stock model reads it, `shape` (B, L): its body runs once, when it is first asked."""
+
+    def __init__(self, model: Any, shape: torch.Size, **inputs: Any) -> None:
+        self.model, self.shape, self.inputs = model, shape, inputs
+        self._said: Any = None  # the body's output, where the head can be asked without it
+
+    def pieces(self, where: Tensor) -> Iterator[Tensor]:
+        """The logits (s, V) at the S places `where` (B, L), in row-major order, a few places at a time."""
+        count = int(where.sum())
+        size = piece(self.model, where.device)
+        if count <= size:
+            yield self.logits(where)
+            return
+        row, column = where.nonzero(as_tuple=True)
+        for begin in range(0, count, size):
+            part = torch.zeros_like(where)
+            part[row[begin : begin + size], column[begin : begin + size]] = True
+            yield self.logits(part)
+
+    def logits(self, where: Tensor) -> Tensor:
+        """Logits (S, V) at the S places of `where` (B, L) bool, in row-major order."""
+        with self._rows(where):
+            logits = self.model(**self.inputs).logits
+        if logits.shape[:2] == (1, int(where.sum())):
+            return logits[0]
+        return logits[:, : where.shape[1]][where]  # a head that reads something else: ProphetNet's, Perceiver's
+
+    @contextmanager
+    def _rows(self, where: Tensor) -> Iterator[None]:
+        """The head sees the chosen rows alone, whichever of body and head first has a row for each place."""
+        body, head = self.model.base_model, self.model.get_output_embeddings()
+        chosen, handles = False, []
+
+        def rows(hidden: Tensor) -> Tensor:
+            nonlocal chosen
+            if chosen or hidden.shape[:-1] != where.shape:
+                return hidden
+            chosen = True
+            return hidden[where][None]
+
+        def after_body(module: nn.Module, args: Any, output: Any) -> Any:
+            if self._said is None and not self.model.training and output[0].shape[:-1] == where.shape:
+                self._said = output
+            return _with_hidden(output, rows(output[0]))
+
+        def before_head(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (rows(args[0]), *args[1:])
+
+        if body is not self.model:
+            handles.append(body.register_forward_hook(after_body))
+        # T5 keeps encoder and decoder beside the head, and OPT's and BART's decoders never call the base model as such
+        if head is not None:
+            handles.append(head.register_forward_pre_hook(before_head))
+        try:
+            with _silenced(body, self._said):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @contextmanager
-def _rows(model: Any, where: Tensor) -> Iterator[None]:
-    """The head sees the chosen rows alone, whichever of body and head first has a row for each place."""
-    chosen = False
-
-    def rows(hidden: Tensor) -> Tensor:
-        nonlocal chosen
-        if chosen or hidden.shape[:-1] != where.shape:
-            return hidden
-        chosen = True
-        return hidden[where][None]
-
-    def after_body(module: nn.Module, args: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (rows(output[0]), *output[1:])
-        output.last_hidden_state = rows(output[0])
-        return output
-
-    def before_head(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (rows(args[0]), *args[1:])
-
-    handles = []
-    if model.base_model is not model:
-        handles.append(model.base_model.register_forward_hook(after_body))
-    # T5 keeps encoder and decoder beside the head, and OPT's and BART's decoders never call the base model as such
-    if (head := model.get_output_embeddings()) is not None:
-        handles.append(head.register_forward_pre_hook(before_head))
+def _silenced(body: nn.Module, said: Any) -> Iterator[None]:
+    """The body says what it said before, without running; it runs if it has not said anything."""
+    if said is None:
+        yield
+        return
+    body.forward = lambda *args, **kwargs: said
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del body.forward
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """The body's output with another last hidden state."""
+    if isinstance(output, tuple):
+        return (hidden, *output[1:])
+    output = copy.copy(output)
+    output.last_hidden_state = hidden
+    return output
+
+
+def piece(model: Any, device: torch.device) -> int:
+    """How many places are asked at once."""
+    head = model.get_output_embeddings()
+    return max(1, (PIECE if device.type == "cpu" else LARGE) // (1 if head is None else head.weight.shape[0]))

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from textdiff.constraints import Constraint
+from textdiff.drawing import draw_tokens
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Draw, Posterior, draw_tokens
+from textdiff.posterior import Decode, Draw, Look, Posterior
 from textdiff.tokens import Specials, Tokens, concatenate, repeat
 
 
@@ -32,27 +33,32 @@ class LengthFirst(Posterior):
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
         """Logits (S, V) at the S gaps, and tokens that may be surplus, `where` (B, L)."""
 
-    @abstractmethod
+    def look(self, x: Tokens, decode: Decode, u: Tensor) -> Look:
+        """What can be asked about the open places of x (B, L), whose words are drawn by u (B, L)."""
+        return _Together(self, x, decode, u)
+
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
         """A word for each of the S open places of x, `mask` (B, L), and its log-probability, from u (B, L): two (S,)."""
+        return self.look(x, decode, u).words(mask)
 
     @abstractmethod
     def answer(self, states: Tokens, where: Tensor, truth: Tensor) -> Tensor:
         """(B, L) log-probability of `truth` (B, L) at the open places `where`, 0 elsewhere; gradients flow."""
 
     def sample(self, decode: Decode, key: Key) -> Draw:
+        return self.draft(decode, key).drawn()
+
+    def draft(self, decode: Decode, key: Key) -> Draw:
+        """The lengths of gaps are drawn now, words behind masks when they are asked for; words in doubt are said now."""
         counts = self._lengths(decode, key.fold(0)).masked_fill(~self.xt.valid, 0)
         x0, place = open_gaps(self.xt, counts, self.specials)
         no = torch.zeros_like(x0.fixed)
         where = (x0.ids == self.specials.mask) | x0.doubtful
         # the length of a gap under a constraint is decided once
         x0 = x0.with_(surplus=no, counted=x0.counted | (x0.slot > 0) & ~x0.fixed)
-        confidence = torch.zeros(where.shape, device=where.device)
-        if bool(where.any()):
-            words, sure = self.write(x0, where, decode, key.fold(1).uniform(where.shape[1]))
-            confidence[where] = sure
-            x0 = x0.with_(ids=x0.ids.masked_scatter(where, words), score=x0.score.masked_scatter(where, sure))
-        return Draw(x0.with_(doubtful=no), place, confidence)
+        look = self.look(x0, decode, key.fold(1).uniform(where.shape[1]))
+        draw = Draw(x0.with_(doubtful=no), place, torch.zeros(where.shape, device=where.device), where, look)
+        return draw.drawn() if bool(x0.doubtful.any()) else draw
 
     def _lengths(self, decode: Decode, key: Key) -> Tensor:
         """(B, L) how many elements every column of xt stands for: the length drawn for a gap, 0 for what is one too many."""
@@ -125,6 +131,21 @@ class LengthFirst(Posterior):
                 )
             truth[len(x0) :, : gap.shape[1]] = lengths[missing * gap]  # and length 0 at what may be one too many
         return truth
+
+
+class _Together(Look):
+    """Words that are drawn one given another: of a text all, or none."""
+
+    def __init__(self, posterior: LengthFirst, x: Tokens, decode: Decode, u: Tensor) -> None:
+        self.posterior, self.x, self.decode, self.u = posterior, x, decode, u
+        self.open = (x.ids == posterior.specials.mask) | x.doubtful
+
+    def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        rows = where.any(1).nonzero()[:, 0]
+        mask = self.open[rows]
+        words, sure = self.posterior.write(self.x[rows], mask, self.decode, self.u[rows])
+        here = where[rows][mask]
+        return words[here], sure[here]
 
 
 def fitting(said: Tensor, slot: Tensor, decode: Decode) -> Tensor:

@@ -25,6 +25,8 @@ class Onward(Denoiser):
     ends: the tokens that end a text; those of `continuing` unless given.
     """
 
+    timeless = True
+
     def __init__(self, continuing: Continuing, ends: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.continuing, self.model = continuing, continuing.model

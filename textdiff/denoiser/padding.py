@@ -4,6 +4,7 @@ Most cannot. Of those that can (`leak.reads_padding`), texts of one length are r
 if it were alone.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
@@ -45,13 +46,34 @@ class Feed:
             self._apart = reads_padding(self.denoiser.model, self.pad, self.denoiser.longest)
         return self._apart
 
-    def logits_at(self, where: Tensor, valid: Tensor, **inputs: Tensor) -> Tensor:
-        """Logits (S, V) at `where` (B, L) of texts that are `valid` (B, L), as `head.logits_at` gives them."""
+    def read(self, valid: Tensor, **inputs: Tensor) -> "head.Reading | ByLength":
+        """Texts that are `valid` (B, L), ready to be asked for logits."""
         model = self.denoiser.model
         # what is learned is learned beside padding
-        if model.training or bool(valid.all()) or not bool(where.any()) or not self.apart:
-            return head.logits_at(model, where, **inputs)
-        return by_length(model, where, valid.sum(1), **inputs)
+        if model.training or bool(valid.all()) or not self.apart:
+            return head.Reading(model, valid.shape, **inputs)
+        return ByLength(model, valid.sum(1), inputs)
+
+    def logits_at(self, where: Tensor, valid: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits (S, V) at `where` (B, L) of texts that are `valid` (B, L), as `head.logits_at` gives them."""
+        if not bool(where.any()):
+            return head.logits_at(self.denoiser.model, where, **inputs)
+        return self.read(valid, **inputs).logits(where)
+
+
+class ByLength:
+    """Texts of `sizes` (B,), those of one length read together whenever they are asked."""
+
+    def __init__(self, model: Any, sizes: Tensor, inputs: dict[str, Tensor]) -> None:
+        self.model, self.sizes, self.inputs = model, sizes, inputs
+
+    def logits(self, where: Tensor) -> Tensor:
+        """Logits (S, V) at `where` (B, L), at least one place."""
+        return by_length(self.model, where, self.sizes, **self.inputs)
+
+    def pieces(self, where: Tensor) -> Iterator[Tensor]:
+        """The same, in pieces as `head.Reading` gives them: of these there is one."""
+        yield self.logits(where)
 
 
 def by_length(model: Any, where: Tensor, sizes: Tensor, **inputs: Tensor) -> Tensor:

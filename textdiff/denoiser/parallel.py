@@ -7,7 +7,8 @@ whose attention was opened to both sides (`config.is_causal = False`) is read in
 place, Dream (arXiv:2508.15487) shifted, so that the logits at i - 1 go on saying token i, as they were trained to.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.lengths import LengthFirst, possible
 from textdiff.denoiser.padding import Feed
 from textdiff.denoiser.search import search
-from textdiff.denoiser.words import at_once
+from textdiff.denoiser.words import at_once, together
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Posterior
+from textdiff.posterior import Decode, Look, Measure, Posterior
 from textdiff.tokens import Specials, Tokens
 
 
@@ -29,13 +30,15 @@ class Parallel(Denoiser):
     shift: the logits at i - 1 say token i, not those at i. The first token of a text, BOS, can then not be asked for.
     """
 
+    timeless = True
+
     def __init__(self, model: Any, specials: Specials, shift: bool = False) -> None:
         super().__init__()
         self.model, self.specials, self.shift = model, specials, shift
         self.feed = Feed(self)
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
-        return _ParallelPosterior(self, xt)
+        return ParallelPosterior(self, xt)
 
     def open(self, x: Tokens, decode: Decode, key: Key) -> Tokens:
         """Gaps of a model without length tokens are opened by search."""
@@ -45,18 +48,17 @@ class Parallel(Denoiser):
 
     def logits(self, x: Tokens, where: Tensor) -> Tensor:
         """(S, V) at `where` (B, L), with everything that cannot be said there forbidden."""
+        return self.read(x).logits(where)
+
+    def read(self, x: Tokens) -> "Reading":
+        """Texts as the model reads them, once, to be asked wherever a word is wanted."""
         # a BOS that the model has no token for is not fed
         first = int(self._virtual(self.specials.bos))
         if first and x.packed:
             raise ValueError("packed texts begin with BOS, which this model lacks; set data.packed to false")
-        at = where[:, first:]
-        if self.shift:
-            if bool(at[:, 0].any()):
-                raise ValueError("logits one to the left say nothing of the first token; begin the text with a word")
-            at = at.roll(-1, 1)
-        seen = torch.ones_like(at) if x.packed else x.valid[:, first:]  # packed rows bring a mask of their own
-        logits = self.feed.logits_at(at, seen, **self._inputs(x, first))
-        return possible(logits, x.ids[where] == self.specials.gap, self.specials, x.surplus[where])
+        seen = torch.ones_like(x.valid) if x.packed else x.valid  # packed rows bring a mask of their own
+        said = self.feed.read(seen[:, first:], **self._inputs(x, first))
+        return Reading(x, self.specials, said, first, self.shift)
 
     def _virtual(self, number: int) -> bool:
         """Whether the model has no row for an id; `specials.size` 0 does not say."""
@@ -80,25 +82,108 @@ class Parallel(Denoiser):
         return inputs | {"position_ids": column - column.masked_fill(~starts, 0).cummax(1).values}
 
 
-class _ParallelPosterior(LengthFirst):
+class Said(Protocol):
+    """A batch that a model has read, or will when it is asked."""
+
+    def logits(self, where: Tensor) -> Tensor:
+        """(S, V) at `where` (B, L)."""
+
+    def pieces(self, where: Tensor) -> Iterator[Tensor]:
+        """The same, in pieces (s, V)."""
+
+
+class Reading:
+    """What a model says of texts x (B, L), with everything that cannot be said at a place forbidden there.
+
+    first: how many columns of x are not fed. shift: the answer for a column stands one to its left.
+    """
+
+    def __init__(self, x: Tokens, specials: Specials, said: Said, first: int = 0, shift: bool = False) -> None:
+        self.x, self.specials, self.said, self.first, self.shift = x, specials, said, first, shift
+
+    def logits(self, where: Tensor) -> Tensor:
+        """(S, V) at `where` (B, L)."""
+        return self._possible(self.said.logits(self._fed(where)), where)
+
+    def pieces(self, where: Tensor) -> Iterator[Tensor]:
+        """The same, in pieces (s, V)."""
+        begin, (row, column) = 0, where.nonzero(as_tuple=True)
+        for logits in self.said.pieces(self._fed(where)):
+            part = slice(begin, begin := begin + len(logits))
+            yield self._possible(logits, (row[part], column[part]))
+
+    def _fed(self, where: Tensor) -> Tensor:
+        at = where[:, self.first :]
+        if not self.shift:
+            return at
+        if bool(at[:, 0].any()):
+            raise ValueError("logits one to the left say nothing of the first token; begin the text with a word")
+        return at.roll(-1, 1)
+
+    def _possible(self, logits: Tensor, where: Any) -> Tensor:
+        return possible(logits, self.x.ids[where] == self.specials.gap, self.specials, self.x.surplus[where])
+
+
+class Reader(Protocol):
+    """A parallel denoiser, as its posterior asks it."""
+
+    specials: Specials
+
+    def read(self, x: Tokens) -> Any:
+        """A `Reading` of x."""
+
+
+class ParallelPosterior(LengthFirst):
+    """q(words | xt) = prod_i q(w_i | xt), of whatever can read."""
+
     factorised = True
 
-    def __init__(self, denoiser: Parallel, xt: Tokens) -> None:
+    def __init__(self, denoiser: Reader, xt: Tokens) -> None:
         super().__init__(xt, denoiser.specials)
         self.denoiser = denoiser
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        return self.denoiser.logits(x, where)
+        return self.denoiser.read(x).logits(where)
 
-    def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        return at_once(x, mask, self.denoiser.logits(x, mask), decode, u, self.specials.pad)
+    def look(self, x: Tokens, decode: Decode, u: Tensor) -> Look:
+        return _Apart(self.denoiser, x, decode, u)
 
     def marginals(self) -> tuple[Tensor, Tensor]:
         """The S places (B, L) bool where a word has to be said, and the log-probability of every word there (S, V)."""
         where = (self.xt.ids == self.specials.mask) | self.xt.doubtful
-        return where, self.denoiser.logits(self.xt, where).float().log_softmax(-1)
+        return where, self.ask(self.xt, where).float().log_softmax(-1)
 
     def answer(self, states: Tokens, where: Tensor, truth: Tensor) -> Tensor:
-        logits = self.denoiser.logits(states, where).float()
+        logits = self.ask(states, where).float()
         chosen = logits.log_softmax(-1).gather(1, truth[where][:, None])[:, 0]
         return torch.zeros(where.shape, device=chosen.device).masked_scatter(where, chosen)
+
+
+class _Apart(Look):
+    """Words that are drawn each alone: only rows that are asked about are read, and only once."""
+
+    def __init__(self, denoiser: Reader, x: Tokens, decode: Decode, u: Tensor) -> None:
+        self.denoiser, self.x, self.decode, self.u = denoiser, x, decode, u
+        self._read: tuple[Tensor, Any] | None = None
+
+    def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        wanted = together(self.x, where, self.decode, self.denoiser.specials.mask)
+        rows, said = self._reading(wanted)
+        mask = wanted[rows]
+        words, sure = at_once(
+            self.x[rows], mask, said.pieces(mask), self.decode, self.u[rows], self.denoiser.specials.pad
+        )
+        here = where[rows][mask]
+        return words[here], sure[here]
+
+    def measure(self, measure: Measure, where: Tensor) -> Tensor:
+        rows, said = self._reading(where)
+        return torch.cat([measure(logits) for logits in said.pieces(where[rows])])
+
+    def _reading(self, where: Tensor) -> tuple[Tensor, Any]:
+        """The rows with any such place, and how they are read: those of last time again, if all are among them."""
+        asked = where.any(1)
+        if self._read is None or bool((asked & ~self._read[0]).any()):
+            rows = asked.nonzero()[:, 0]
+            self._read = asked, self.denoiser.read(self.x if len(rows) == len(asked) else self.x[rows])
+        return self._read[0].nonzero()[:, 0], self._read[1]

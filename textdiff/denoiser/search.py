@@ -21,8 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from textdiff.constraints import Constraint
 from textdiff.denoiser.words import own
+from textdiff.drawing import draw_tokens
 from textdiff.keys import Key
-from textdiff.posterior import Decode, draw_tokens
+from textdiff.posterior import Decode
 from textdiff.tokens import Specials, Tokens, repeat
 
 LONGEST = 8  # tokens in a gap of which the user says nothing

@@ -4,11 +4,14 @@ Said all at once, the words of a constrained gap are one draw from the product o
 automaton accepts them (`draw_run`); written one by one, each is drawn among those after which an accepted end is in reach.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from textdiff.constraints import Constraint, Unsatisfiable, draw_run
-from textdiff.posterior import Decode, draw_tokens, truncate, words_before
+from textdiff.drawing import draw_tokens, truncate, words_before
+from textdiff.posterior import Decode
 from textdiff.tokens import Tokens
 
 _ROWS = 64
@@ -27,31 +30,59 @@ def processed(logits: Tensor, prefix: Tensor, decode: Decode) -> Tensor:
     return logits.masked_fill(mute, -torch.inf)
 
 
-def at_once(x: Tokens, mask: Tensor, logits: Tensor, decode: Decode, u: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """A word for each of the S open places of x, `mask` (B, L), from logits (S, V) and u (B, L); its log-probability.
-
-    That is the model's own, whatever the processors did.
+def at_once(
+    x: Tokens, mask: Tensor, pieces: Iterable[Tensor], decode: Decode, u: Tensor, pad: int
+) -> tuple[Tensor, Tensor]:
+    """A word for each of the S open places of x, `mask` (B, L), from logits in pieces (s, V), and u (B, L): its id, and its
+    log-probability. That is the model's own, whatever the processors did.
     """
-    scores = logits
-    if decode.processors:
-        row, column = mask.nonzero(as_tuple=True)
-        scores = processed(logits, words_before(x.ids, row, column, pad), decode)
-    words, sure = draw_tokens(scores, u[mask], decode)
-    bound = mask & _bound(x, decode)
-    if not bool(bound.any()) and scores is logits:
-        return words, sure
+    bound = (mask & _bound(x, decode))[mask]
+    row, column = mask.nonzero(as_tuple=True)
+    said, kept, begin = [], [], 0
+    for logits in pieces:
+        part = slice(begin, begin := begin + len(logits))
+        if decode.banned:
+            logits = logits.index_fill(1, torch.tensor(decode.banned, device=logits.device), -torch.inf)
+        before = words_before(x.ids, row[part], column[part], pad) if decode.processors else None
+        scores = logits if before is None else processed(logits.clone(), before, decode)
+        words, sure = draw_tokens(scores, u[row[part], column[part]], decode)
+        said.append((words, sure if scores is logits else own(logits, words).to(sure)))
+        if bool(bound[part].any()):  # a gap's words are drawn together
+            kept.append((logits[bound[part]], scores[bound[part]]))
+    if not said:
+        return row, u[mask].float()
+    words, sure = (torch.cat(parts) for parts in zip(*said, strict=True))
+    if kept:
+        logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        words[bound] = _spelt(x, mask, bound, scores, decode, u)
+        sure[bound] = own(logits, words[bound]).to(sure)
+    return words, sure
+
+
+def _spelt(x: Tokens, mask: Tensor, bound: Tensor, scores: Tensor, decode: Decode, u: Tensor) -> Tensor:
+    """(N,) the words of the places that are `bound` (S,), among those open, `mask`, from scores (N, V): gap by gap."""
     log_prob = scores.double().log_softmax(-1)
+    at = mask.masked_scatter(mask, bound)
     order = torch.full(mask.shape, -1, device=mask.device).masked_scatter(
-        mask, torch.arange(len(words), device=mask.device)
+        at, torch.arange(len(scores), device=mask.device)
     )
-    for row, slot in torch.stack([bound.nonzero()[:, 0], x.slot[bound]], 1).unique(dim=0).tolist():
+    words = torch.zeros(len(scores), dtype=torch.int64, device=mask.device)
+    for row, slot in torch.stack([at.nonzero()[:, 0], x.slot[at]], 1).unique(dim=0).tolist():
         columns = ((x.slot[row] == slot) & x.valid[row]).nonzero()[:, 0]
         index = order[row, columns]
         given = torch.where(index < 0, x.ids[row, columns], -1)
-        scores = log_prob[index.clamp_min(0)]
-        drawn = _draw(decode.constraints[slot - 1], scores, given, u[row, columns], decode)
+        drawn = _draw(decode.constraints[slot - 1], log_prob[index.clamp_min(0)], given, u[row, columns], decode)
         words[index[index >= 0]] = drawn[index >= 0]
-    return words, own(logits, words).float()
+    return words
+
+
+def together(x: Tokens, where: Tensor, decode: Decode, mask: int) -> Tensor:
+    """(B, L) the places `where`, and with each one under an automaton all open ones of its gap: their words are one draw."""
+    bound = _bound(x, decode) & (x.ids == mask)
+    if not bool((where & bound).any()):
+        return where
+    gap = x.slot + torch.arange(len(x), device=where.device)[:, None] * (len(decode.constraints) + 1)
+    return where | bound & torch.isin(gap, gap[where & bound])
 
 
 def own(logits: Tensor, words: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from textdiff.denoiser.feeding import Stream
 from textdiff.denoiser.pages import Leash, Page, open_words
+from textdiff.drawing import draw_tokens
 from textdiff.keys import Key
-from textdiff.posterior import Decode, draw_tokens
+from textdiff.posterior import Decode
 from textdiff.tokens import Specials
 
 

@@ -20,7 +20,6 @@ from textdiff.checkpoint import (
     config_file,
     read_values,
     replace_whole,
-    rule_of,
     same_types,
 )
 from textdiff.denoiser.image import Pixels
@@ -29,6 +28,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Draw
 from textdiff.process import Blur, Pixelation, PixelMask, VarianceExploding, VariancePreserving
 from textdiff.process.gaussian import Affine
+from textdiff.rulebook import rule_of
 
 KIND = "image"
 SCHEDULES: dict[str, Callable[[], schedule.Schedule]] = {

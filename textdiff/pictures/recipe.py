@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from textdiff.checkpoint import rule_of
 from textdiff.data import Batches
 from textdiff.denoiser import optimal_variance
 from textdiff.images import Images
@@ -19,6 +18,7 @@ from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
 from textdiff.pictures.samples import draw_grid, in_turn, paint
 from textdiff.posterior import Decode
 from textdiff.report import Words
+from textdiff.rulebook import rule_of
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
 from textdiff.udm import UDM, Objective
 

@@ -5,6 +5,7 @@ x0_hat ~ q(x_0 | x_t),  x_s = F_s(x0_hat, eps')  (kexue.fm archives 9262, 9271)
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,12 +56,12 @@ def states(
 ) -> list[Step]:
     """The same images on their way: at each time the state and the guess made from it, from noise to image."""
     key = Key.of(seed, len(labels))
-    x, found, time = config.start(labels, key), [], 1.0
+    x, found, time = config.start(labels, key), [], torch.ones(len(key), dtype=torch.float64)
     process = config.diffusion.build_process()
     for step in sample(denoiser, process, x, steps=steps, key=key.fold(2), rule=rule):
-        found.append(Step(x, step.draw, time))
+        found.append(replace(step, x=x, s=time))
         x, time = step.x, step.s
-    return [*found, Step(x, found[-1].draw, time)]
+    return [*found, replace(found[-1], x=x, s=time)]
 
 
 def in_turn(count: int, classes: int) -> Tensor:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from textdiff.checkpoint import rule_of
 from textdiff.pictures.checkpoint import GAUSSIAN, PictureCheckpoint, PictureConfig, load_checkpoint
 from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
 from textdiff.pictures.samples import in_turn, paint, turns
+from textdiff.rulebook import rule_of
 
 MOST = 10_000  # training images that the judge learns from
 COMPONENTS = 32

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textdiff.checkpoint import rule_of
 from textdiff.pictures.checkpoint import PictureConfig, load_checkpoint
 from textdiff.pictures.samples import draw_grid, draw_strip, in_turn, paint, states, turns
+from textdiff.rulebook import rule_of
 
 STRIP = 4  # images that the strip shows
 

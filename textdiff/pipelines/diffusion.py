@@ -124,7 +124,7 @@ class TextDiffusionPipeline(Pipeline):
             streamer.put(self._padded(prompts))
         show = getattr(streamer, "put_draft", None)  # transformers' own capability check
         texts: list[Written] = []
-        for texts in write(prompts, size, numbers=numbers, heads=heads, **wanted, **self.tools):
+        for texts in write(prompts, size, numbers=numbers, heads=heads, whole=show is not None, **wanted, **self.tools):
             if show is not None:
                 show(value=self._padded([text.ids for text in texts]))
         if streamer is not None:

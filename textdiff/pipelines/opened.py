@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, rule_of
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config
 from textdiff.choosing import choose, few
 from textdiff.filling import Infill, Page
 from textdiff.gaps import Parts, parse
 from textdiff.hub import push, save
 from textdiff.posterior import Decode
+from textdiff.rulebook import rule_of
 from textdiff.scoring import rank, score, scorer
 from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route
 

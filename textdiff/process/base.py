@@ -41,7 +41,7 @@ class Process(ABC):
 
     def blend(self, inferred: Noise, fresh: Noise, rho: float | Tensor, key: Key) -> Noise:
         """A noise that keeps the inferred one but for a share rho. A mixture of whole rows is exact for any process."""
-        pick = key.uniform(1)[:, 0] < rho
+        pick = (key.uniform(1) < rho)[:, 0]
         return torch.where(pick.view(-1, *[1] * (inferred.dim() - 1)), fresh, inferred)
 
     def renewed(self, t: Tensor, s: Tensor) -> Tensor:
@@ -53,9 +53,35 @@ class Process(ABC):
             f"{type(self).__name__} is no Gaussian process, so it has no SDE; use the posterior or partial rule"
         )
 
-    def rank(self, noise: Noise, xt: State, draw: Draw) -> Noise:
-        """The same noise, dealt out by confidence. Only where each element has a noise of its own."""
-        raise ValueError(f"{type(self).__name__} has no noise per token to rank; use the posterior rule")
+    def beta(self, t: Tensor) -> Tensor:
+        """(B,) the share corrupted at times t (B,), where each element is corrupted by a noise of its own."""
+        raise ValueError(_no_tokens(self))
+
+    def shown(self, x0: State, noise: Noise, s: Tensor) -> Tensor | None:
+        """(B, M) bool, which elements of a guess can be read in x_s; None for all. No other word has to be drawn."""
+        return None
+
+    def moment(self, x: State, t: Tensor) -> Tensor:
+        """(B,) the latest time before t at which x changes if it keeps its noise, 0 where nothing is left to change.
+
+        t itself where that is not known: then every step has to be taken.
+        """
+        return t
+
+    def hidden(self, xt: State, draw: Draw) -> Tensor:
+        """(B, M) bool, which elements of the guess x_t does not show."""
+        raise ValueError(_no_tokens(self))
+
+    def rank(self, noise: Noise, xt: State, draw: Draw, score: Tensor, lane: Tensor | None = None) -> Noise:
+        """The same noise, dealt out among what is hidden: revealed first is what has the largest score (B, M).
+
+        lane: (B, M) int64, of the lower ones all are revealed before any of a higher one.
+        """
+        raise ValueError(_no_tokens(self))
+
+    def deal(self, noise: Noise, x0: State, hide: Tensor, s: Tensor, key: Key) -> Noise:
+        """The noise, changed where it has to be so that just the elements `hide` (B, M) are hidden in x_s."""
+        raise ValueError(_no_tokens(self))
 
     def prior(self, x: State, key: Key) -> State:
         """x_1, in the form of x."""
@@ -88,3 +114,7 @@ class Process(ABC):
         For exact tests on toys.
         """
         raise ValueError(f"the noise of {type(self).__name__} cannot be enumerated")
+
+
+def _no_tokens(process: Process) -> str:
+    return f"{type(process).__name__} has no noise per token to deal out by confidence; use the posterior rule"

@@ -78,7 +78,11 @@ class Deletion(Process):
     def corrupt(self, x0: Tokens, noise: DeletionNoise, t: Tensor) -> Tokens:
         counts, masked = self._counts(x0, noise, t)
         under = _after(x0.slot.masked_fill(counts > 0, 0), x0.joined())  # what is asked of a gap is asked of its marker
-        x0 = x0.with_(ids=x0.ids.masked_fill(masked, self.specials.mask), score=x0.score.masked_fill(masked, 0.0))
+        x0 = x0.with_(
+            ids=x0.ids.masked_fill(masked, self.specials.mask),
+            score=x0.score.masked_fill(masked, 0.0),
+            eps=noise.u.masked_fill(x0.fixed, -1.0),
+        )
         index = repeat(counts)
         marker = torch.zeros_like(index, dtype=torch.bool)
         marker[:, 1:] = (index[:, 1:] == index[:, :-1]) & (index[:, 1:] >= 0)  # the second copy of a token
@@ -89,6 +93,7 @@ class Deletion(Process):
             counted=xt.counted & ~marker,
             sealed=xt.sealed & ~marker,
             score=xt.score.masked_fill(marker, 0.0),
+            eps=xt.eps.masked_fill(marker, -1.0),
             slot=torch.where(marker, under.gather(1, index.clamp_min(0)), xt.slot),
         )
 
@@ -106,7 +111,8 @@ class Deletion(Process):
         seen = xt.ids.gather(1, place)
         gone = (seen == self.specials.gap) & x0.valid
         hidden = gone | (seen == self.specials.mask)
-        u = self.uniform.infer(x0, torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0), key.fold(0))
+        low, high = torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0)
+        u = self.uniform.infer(x0, low, high, key.fold(0), xt.eps.gather(1, place))
         marked = _next(xt.ids == self.specials.gap, xt.joined()).gather(1, place)
         silent = gone | _next(gone, x0.joined())  # inside a run of missing tokens e shows nothing
         gamma = self._gamma(t)
@@ -141,10 +147,27 @@ class Deletion(Process):
         e = torch.where(key.fold(1).uniform(inferred.e.shape[1]) < rho, fresh.e, inferred.e)
         return DeletionNoise(self.uniform.blend(inferred.u, fresh.u, rho, key.fold(0)), e)
 
-    def rank(self, noise: DeletionNoise, xt: Tokens, draw: Draw) -> DeletionNoise:
-        seen = xt.ids.gather(1, draw.place)
-        hidden = ((seen == self.specials.gap) | (seen == self.specials.mask)) & ~draw.x0.fixed & draw.x0.valid
-        return noise._replace(u=self.uniform.rank(noise.u, hidden, draw.log_prob))
+    def beta(self, t: Tensor) -> Tensor:
+        return self.schedule.beta(t)
+
+    def shown(self, x0: Tokens, noise: DeletionNoise, s: Tensor) -> Tensor:
+        return noise.u >= self.schedule.beta(s)[:, None]
+
+    def moment(self, x: Tokens, t: Tensor) -> Tensor:
+        open_ = (x.ids == self.specials.mask) & ~x.fixed | (x.ids == self.specials.gap)
+        return self.uniform.moment(x.eps, open_, t, self.schedule)
+
+    def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
+        seen = draw.seen(xt.ids)
+        return ((seen == self.specials.gap) | (seen == self.specials.mask)) & ~draw.x0.fixed & draw.x0.valid
+
+    def rank(
+        self, noise: DeletionNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None
+    ) -> DeletionNoise:
+        return noise._replace(u=self.uniform.rank(noise.u, self.hidden(xt, draw), score, lane))
+
+    def deal(self, noise: DeletionNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> DeletionNoise:
+        return noise._replace(u=self.uniform.deal(noise.u, x0, hide, self.schedule.beta(s)[:, None], key))
 
     def probe(self, x0: Tokens, key: Key) -> Iterator[tuple[DeletionNoise, Tensor, Tensor]]:
         """Staged: a look at the words, by `Masking.probe`, and one at the lengths, at t = 1. Else the bound of one step.

@@ -139,14 +139,21 @@ class Edit(Process):
 
     def blend(self, inferred: EditNoise, fresh: EditNoise, rho: float | Tensor, key: Key) -> EditNoise:
         """Whole rows, because what comes in has no element of x_0 to go by."""
-        return self._rows(key.uniform(1)[:, 0] < rho, fresh, inferred)
+        return self._rows((key.uniform(1) < rho)[:, 0], fresh, inferred)
 
-    def rank(self, noise: EditNoise, xt: Tokens, draw: Draw) -> EditNoise:
+    def beta(self, t: Tensor) -> Tensor:
+        return self.schedule.beta(t)
+
+    def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         if not draw.place.numel():
-            return super().rank(noise, xt, draw)
-        seen = xt.ids.gather(1, draw.place)
-        edited = (seen != draw.x0.ids) & ~draw.x0.fixed & draw.x0.valid
-        return noise._replace(u=self.uniform.rank(noise.u, edited, draw.log_prob))
+            return super().hidden(xt, draw)
+        return (draw.seen(xt.ids) != draw.x0.ids) & ~draw.x0.fixed & draw.x0.valid
+
+    def rank(self, noise: EditNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None) -> EditNoise:
+        return noise._replace(u=self.uniform.rank(noise.u, self.hidden(xt, draw), score, lane))
+
+    def deal(self, noise: EditNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> EditNoise:
+        return noise._replace(u=self.uniform.deal(noise.u, x0, hide, self.schedule.beta(s)[:, None], key))
 
     def log_likelihood(self, xt: Tokens, x0: Tokens, t: Tensor) -> Tensor:
         """(B,) log q(x_t | x_0) of states before t = 1, float64: the pair-HMM's total.

@@ -43,12 +43,28 @@ class Masking(Process):
 
     def corrupt(self, x0: Tokens, noise: Tensor, t: Tensor) -> Tokens:
         hidden = (noise < self.schedule.beta(t)[:, None]) & x0.valid & (x0.ids != self.specials.gap)
-        return x0.with_(ids=x0.ids.masked_fill(hidden, self.specials.mask), score=x0.score.masked_fill(hidden, 0.0))
+        return x0.with_(
+            ids=x0.ids.masked_fill(hidden, self.specials.mask),
+            score=x0.score.masked_fill(hidden, 0.0),
+            eps=noise.masked_fill(x0.fixed | ~x0.valid, -1.0),
+        )
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> Tensor:
-        beta = self.schedule.beta(t)[:, None]
-        hidden = (draw.seen(xt.ids) == self.specials.mask) & ~draw.x0.fixed
-        return self.uniform.infer(draw.x0, torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0), key)
+        beta, hidden = self.schedule.beta(t)[:, None], self.hidden(xt, draw)
+        low, high = torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0)
+        return self.uniform.infer(draw.x0, low, high, key, draw.seen(xt.eps))
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.schedule.beta(t)
+
+    def shown(self, x0: Tokens, noise: Tensor, s: Tensor) -> Tensor:
+        return noise >= self.schedule.beta(s)[:, None]
+
+    def moment(self, x: Tokens, t: Tensor) -> Tensor:
+        return self.uniform.moment(x.eps, (x.ids == self.specials.mask) & ~x.fixed, t, self.schedule)
+
+    def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
+        return (draw.seen(xt.ids) == self.specials.mask) & ~draw.x0.fixed & draw.x0.valid
 
     def align(self, x0: Tokens, noise: Tensor, t: Tensor) -> Draw:
         place = torch.arange(x0.ids.shape[1], device=x0.ids.device).expand_as(x0.ids)
@@ -57,9 +73,11 @@ class Masking(Process):
     def blend(self, inferred: Tensor, fresh: Tensor, rho: float | Tensor, key: Key) -> Tensor:
         return self.uniform.blend(inferred, fresh, rho, key)
 
-    def rank(self, noise: Tensor, xt: Tokens, draw: Draw) -> Tensor:
-        hidden = (draw.seen(xt.ids) == self.specials.mask) & ~draw.x0.fixed & draw.x0.valid
-        return self.uniform.rank(noise, hidden, draw.log_prob)
+    def rank(self, noise: Tensor, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None) -> Tensor:
+        return self.uniform.rank(noise, self.hidden(xt, draw), score, lane)
+
+    def deal(self, noise: Tensor, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> Tensor:
+        return self.uniform.deal(noise, x0, hide, self.schedule.beta(s)[:, None], key)
 
     def weight(self, t: Tensor) -> Tensor:
         return self.schedule.weight(t)

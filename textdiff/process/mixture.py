@@ -64,9 +64,8 @@ class Mixture(Process):
         return Draw(x0.with_(part=torch.where(x0.valid, noise.choice[:, None] + 1, 0)), place, x0.score)
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> MixedNoise:
-        choice = (xt.part[:, 0] - 1).clamp_min(0)  # a user's page is of the first
         return self._split(
-            choice, lambda c, rows: self.processes[c].infer(xt[rows], _take(draw, rows), t[rows], key[rows])
+            _choice(xt), lambda c, rows: self.processes[c].infer(xt[rows], _take(draw, rows), t[rows], key[rows])
         )
 
     def blend(self, inferred: MixedNoise, fresh: MixedNoise, rho: float | Tensor, key: Key) -> MixedNoise:
@@ -82,10 +81,37 @@ class Mixture(Process):
 
         return self._split(inferred.choice, make)
 
-    def rank(self, noise: MixedNoise, xt: Tokens, draw: Draw) -> MixedNoise:
-        return self._split(
-            noise.choice, lambda c, rows: self.processes[c].rank(noise.parts[c], xt[rows], _take(draw, rows))
-        )
+    def beta(self, t: Tensor) -> Tensor:
+        shares = [process.beta(t) for process in self.processes]
+        if any(not torch.equal(shares[0], other) for other in shares[1:]):
+            raise ValueError("the processes of this mixture have schedules of their own; use the posterior rule")
+        return shares[0]
+
+    def shown(self, x0: Tokens, noise: MixedNoise, s: Tensor) -> Tensor:
+        def of(c: int, rows: Tensor) -> Tensor:
+            found = self.processes[c].shown(x0[rows], noise.parts[c], s[rows])
+            return x0.valid[rows] if found is None else found
+
+        return self._gathered(noise.choice, of)
+
+    def moment(self, x: Tokens, t: Tensor) -> Tensor:
+        return self._gathered(_choice(x), lambda c, rows: self.processes[c].moment(x[rows], t[rows]))
+
+    def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
+        return self._gathered(_choice(xt), lambda c, rows: self.processes[c].hidden(xt[rows], _take(draw, rows)))
+
+    def rank(self, noise: MixedNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None) -> MixedNoise:
+        def of(c: int, rows: Tensor) -> Noise:
+            lanes = None if lane is None else lane[rows]
+            return self.processes[c].rank(noise.parts[c], xt[rows], _take(draw, rows), score[rows], lanes)
+
+        return self._split(noise.choice, of)
+
+    def deal(self, noise: MixedNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> MixedNoise:
+        def of(c: int, rows: Tensor) -> Noise:
+            return self.processes[c].deal(noise.parts[c], x0[rows], hide[rows], s[rows], key[rows])
+
+        return self._split(noise.choice, of)
 
     def weight(self, t: Tensor) -> Tensor:
         weights = [process.weight(t) for process in self.processes]
@@ -125,8 +151,18 @@ class Mixture(Process):
             parts[number] = make(number, rows)
         return MixedNoise(choice, parts)
 
+    def _gathered(self, choice: Tensor, make: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """What each component says of its rows, in their order."""
+        found = [(rows, make(number, rows)) for number, rows in self._rows(MixedNoise(choice, []))]
+        return torch.cat([said for _, said in found])[torch.cat([rows for rows, _ in found]).argsort()]
+
+
+def _choice(x: Tokens) -> Tensor:
+    """(B,) the component of each text; a user's page is of the first."""
+    return (x.part[:, 0] - 1).clamp_min(0)
+
 
 def _take(draw: Draw, rows: Tensor) -> Draw:
-    """Some rows of a draw."""
+    """Some rows of a draw, as it is now."""
     place = draw.place[rows] if draw.place.numel() else draw.place
     return Draw(draw.x0[rows], place, draw.log_prob[rows] if draw.log_prob.dim() else draw.log_prob)

@@ -110,10 +110,21 @@ class Replacement(Process):
         pick = key.uniform(inferred.u.shape[1] if self.uniform.independent else 1) < rho
         return ReplacementNoise(*(torch.where(pick, new, old) for new, old in zip(fresh, inferred, strict=True)))
 
-    def rank(self, noise: ReplacementNoise, xt: Tokens, draw: Draw) -> ReplacementNoise:
+    def beta(self, t: Tensor) -> Tensor:
+        return self.schedule.beta(t)
+
+    def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
+        """What the guess says otherwise than x_t: nothing else shows which words are wrong."""
+        return (draw.x0.ids != draw.seen(xt.ids)) & ~draw.x0.fixed & draw.x0.valid
+
+    def rank(
+        self, noise: ReplacementNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None
+    ) -> ReplacementNoise:
         """The surest of the guesses that differ from x_t come first."""
-        changed = (draw.x0.ids != draw.seen(xt.ids)) & ~draw.x0.fixed & draw.x0.valid
-        return noise._replace(u=self.uniform.rank(noise.u, changed, draw.log_prob))
+        return noise._replace(u=self.uniform.rank(noise.u, self.hidden(xt, draw), score, lane))
+
+    def deal(self, noise: ReplacementNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> ReplacementNoise:
+        return noise._replace(u=self.uniform.deal(noise.u, x0, hide, self.schedule.beta(s)[:, None], key))
 
     def prior(self, x: Tokens, key: Key) -> Tokens:
         """Random words (and masks, if any) for every token of x that is not the user's, its masks included."""
@@ -131,14 +142,14 @@ class Replacement(Process):
         """
         noise, u, size = self.noise(x0, key.fold(1)), key.fold(0).uniform(2), x0.sizes
         if self.uniform.counts:
-            yield noise, self._when(((u[:, 0] * size).floor() + 1) / size.clamp_min(1)), size
+            yield noise, self.schedule.reach(((u[:, 0] * size).floor() + 1) / size.clamp_min(1)), size
         elif self.steps:
             for share in (u[:, 0], 1 - u[:, 0]):
                 yield noise, ((share * self.steps).floor() + 1) / self.steps, torch.full_like(share, self.steps / 2)
         else:
             least = noise.u.masked_fill(~x0.valid, 1.0).min(1).values
-            yield noise, self._when(least ** u[:, 0]), -least.log()
-            yield noise, self._when(least * u[:, 1]), 1 / u[:, 1]
+            yield noise, self.schedule.reach(least ** u[:, 0]), -least.log()
+            yield noise, self.schedule.reach(least * u[:, 1]), 1 / u[:, 1]
 
     def price(self, posterior: Posterior, truth: Draw, xt: Tokens, t: Tensor) -> Tensor:
         """KL of a step's exact posterior from the mixture over q, and the prior's gap, spread over the steps.
@@ -194,15 +205,6 @@ class Replacement(Process):
         word = torch.zeros(u.shape, dtype=torch.int64)
         word[:, free] = table[..., 1].long()
         return ReplacementNoise(u[chance > 0], word[chance > 0]), chance[chance > 0]
-
-    def _when(self, share: Tensor) -> Tensor:
-        """The times (B,) at which these shares (B,) are corrupted, by bisection."""
-        low, high = torch.zeros_like(share), torch.ones_like(share)
-        for _ in range(60):
-            middle = (low + high) / 2
-            early = self.schedule.beta(middle) < share
-            low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return high
 
     def _draw(self, x0: Tokens, key: Key, different: bool) -> Tensor:
         """(B, L) the number of a random word, or -1; from 1 on where it has to differ from a word of x0."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from textdiff.keys import Key
+from textdiff.schedule import Schedule
 from textdiff.tokens import Tokens
 
 
@@ -44,11 +45,22 @@ class Uniform:
         starts = ~_inner(x0) | (key.fold(1).uniform(x0.ids.shape[1]) < rate)
         return _carry(key.fold(2).uniform(x0.ids.shape[1]), starts).masked_fill(x0.fixed, 1.0)
 
-    def infer(self, x0: Tokens, low: Tensor, high: Tensor, key: Key) -> Tensor:
+    def infer(self, x0: Tokens, low: Tensor, high: Tensor, key: Key, eps: Tensor | None = None) -> Tensor:
         """u (B, L) given that u_i lies in [low_i, high_i) on every token that is not the user's.
 
-        Ranks follow the order of the intervals: of hidden tokens, whatever their number, all the lowest.
+        eps: (B, L) what u_i is known to be; of no account outside the interval. Of tokens tied together all are taken as
+        known, or none. Ranks follow the order of the intervals: of hidden tokens, whatever their number, all the lowest.
         """
+        if eps is None:
+            return self._infer(x0, low, high, key)
+        known = (eps >= low) & (eps < high)
+        if not self.independent:
+            known = (known | x0.fixed | ~x0.valid).all(1, keepdim=True) & (eps >= 0)
+        unknown = ~known & x0.valid & ~x0.fixed
+        drawn = self._infer(x0, low, high, key) if bool(unknown.any()) else eps
+        return torch.where(known, eps, drawn).masked_fill(x0.fixed, 1.0)
+
+    def _infer(self, x0: Tokens, low: Tensor, high: Tensor, key: Key) -> Tensor:
         if self.counts:
             return _ranks(x0, low, key.fold(2))
         if self.independent:
@@ -73,11 +85,25 @@ class Uniform:
         count = inferred.shape[1] if self.independent else 1
         return torch.where(key.uniform(count) < rho, fresh, inferred)
 
-    def rank(self, u: Tensor, hidden: Tensor, confidence: Tensor) -> Tensor:
-        """The hidden tokens' noises, the largest (revealed first) to the most confident."""
-        order = confidence.double().masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    def rank(self, u: Tensor, hidden: Tensor, score: Tensor, lane: Tensor | None = None) -> Tensor:
+        """The hidden tokens' noises, the largest (revealed first) to the largest score; of lower lanes before others."""
+        order = score.double().masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        if lane is not None:
+            last = lane.masked_fill(~hidden, torch.iinfo(torch.int64).max).gather(1, order)
+            order = order.gather(1, last.argsort(dim=1, stable=True))
         largest = u.masked_fill(~hidden, -1.0).sort(1, descending=True).values
         return torch.where(hidden, torch.zeros_like(u).scatter(1, order, largest), u)
+
+    def deal(self, u: Tensor, x0: Tokens, hide: Tensor, beta: Tensor, key: Key) -> Tensor:
+        """u, drawn anew wherever it is on the wrong side of beta (B, 1) for just the tokens `hide` (B, L) to be below."""
+        share = key.uniform(u.shape[1])
+        new = torch.where(hide, share * beta, beta + share * (1 - beta))
+        return torch.where((u < beta) == hide, u, new).masked_fill(x0.fixed, 1.0)
+
+    def moment(self, u: Tensor, hidden: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
+        """(B,) when the first of the hidden tokens is revealed, by their noises u (B, L); t where one is unknown (< 0)."""
+        unknown = (hidden & (u < 0)).any(1)
+        return torch.where(unknown, t, schedule.reach(u.masked_fill(~hidden, 0.0).amax(1).clamp_min(0.0)))
 
     def count(self, x0: Tokens, beta: Tensor) -> Tensor:
         """(B,) how many ranks of each row are below beta (B, 1): round(beta n), a half as float64 has it."""

@@ -1,0 +1,104 @@
+"""A word from logits, exactly: by inverting the distribution function, in float64, for the rows asked for alone.
+
+    w = min { v : sum_(k <= v) p_k > u },  u uniform
+
+Float32 Gumbel noise over all places and words, as most samplers draw, lowers the temperature unasked (arXiv:2409.02908) and
+costs one random number and two logarithms for each entry of (B, L, V); this costs one number for each word that is used.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from textdiff.posterior import Decode
+
+_SPAN = 128  # words whose probabilities are added up before any of them is looked at
+
+
+def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
+    """Tokens (S,) from logits (S, V) by u (S,), and their log-probability (S,): the model's own, before any truncation."""
+    best, ids = logits.max(-1)
+    if decode.temperature == 0:
+        return ids, -(logits - best[:, None]).exp_().sum(-1).log().float()
+    weights = (logits.double() - best[:, None]).exp_()
+    total = weights.sum(-1)
+    if decode.truncates or decode.temperature != 1:
+        kept = truncate((logits.double() - best[:, None]) / decode.temperature, decode)
+        ids = invert(kept.exp(), u)
+    else:
+        ids = invert(weights, u)
+    return ids, weights.gather(-1, ids[:, None])[:, 0].div_(total).log_().float()
+
+
+def invert(weights: Tensor, u: Tensor) -> Tensor:
+    """(S,) the first word at which the sum of weights (S, V) passes u (S,) of their total; words of weight 0 never come."""
+    rows, size = weights.shape
+    spans = size // _SPAN
+    sums = weights[:, : spans * _SPAN].view(rows, spans, _SPAN).sum(-1)
+    sums = torch.cat([sums, weights[:, spans * _SPAN :].sum(-1, keepdim=True)], 1)
+    ends = sums.cumsum(-1)
+    level = u[:, None].to(ends) * ends[:, -1:]
+    span = _first_above(ends, level, sums)
+    level = level - (ends - sums).gather(1, span)
+    columns = span * _SPAN + torch.arange(_SPAN, device=weights.device)
+    inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill(columns >= size, 0.0)
+    return (span * _SPAN + _first_above(inside.cumsum(-1), level, inside))[:, 0]
+
+
+def _first_above(ends: Tensor, level: Tensor, parts: Tensor) -> Tensor:
+    """(S, 1) the first column of `ends` above the level; the largest part where rounding leaves none."""
+    found = torch.searchsorted(ends, level, right=True)
+    return torch.where(found < ends.shape[1], found, parts.argmax(-1, keepdim=True))
+
+
+def probability(logits: Tensor) -> Tensor:
+    """(S,) log-probability of the most probable word: no (S, V) softmax, a maximum and a sum."""
+    return logits.max(-1).values - logits.logsumexp(-1)
+
+
+def margin(logits: Tensor) -> Tensor:
+    """(S,) by how much the most probable word is ahead of the next."""
+    best = (logits.topk(2, -1).values - logits.logsumexp(-1, keepdim=True)).exp()
+    return best[:, 0] - best[:, 1]
+
+
+def certainty(logits: Tensor) -> Tensor:
+    """(S,) minus the entropy, in nats."""
+    log_prob = logits.log_softmax(-1)
+    return (log_prob.exp() * log_prob.masked_fill(log_prob == -torch.inf, 0.0)).sum(-1)
+
+
+def words_before(ids: Tensor, row: Tensor, column: Tensor, pad: int) -> Tensor:
+    """(S, n) what stands left of S places (row, column) (S,) of `ids` (B, L), the last of it last, left-padded."""
+    longest = max(int(column.max()), 1) if len(column) else 1
+    index = column[:, None] - longest + torch.arange(longest, device=ids.device)
+    return ids[row[:, None], index.clamp_min(0)].masked_fill(index < 0, pad)
+
+
+def truncate(scores: Tensor, decode: Decode) -> Tensor:
+    """Scores (S, V) with everything outside top_k, top_p and min_p at minus infinity; the best token always stays."""
+    if decode.top_k and decode.top_k < scores.shape[-1]:
+        threshold = scores.topk(decode.top_k, -1).values[:, -1:]
+        scores = scores.masked_fill(scores < threshold, -torch.inf)
+    if decode.top_p < 1:
+        scores = _nucleus(scores, decode.top_p)
+    if decode.min_p > 0:  # arXiv:2407.01082
+        least = scores.max(-1, keepdim=True).values + math.log(decode.min_p)
+        scores = scores.masked_fill(scores < least, -torch.inf)
+    return scores
+
+
+def _nucleus(scores: Tensor, share: float, few: int = 256) -> Tensor:
+    """Scores (S, V) with all but the most probable tokens that have this share together at minus infinity.
+
+    The `few` most probable of a row are looked at first: mostly they have it, and a whole row need not be sorted.
+    """
+    probability = scores.softmax(-1)
+    best, order = probability.topk(min(few, scores.shape[-1]), -1)
+    before = best.cumsum(-1) - best
+    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < share)
+    more = (before[:, -1] < share).nonzero()[:, 0]
+    if few < scores.shape[-1] and len(more):
+        kept[more] = _nucleus(scores[more], share, scores.shape[-1]) > -torch.inf
+    return scores.masked_fill(~kept, -torch.inf)
