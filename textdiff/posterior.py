@@ -40,6 +40,7 @@ class Draw:
     log_prob: (B, M), how sure the model was of each element that it drew.
     open: (B, M) bool, elements whose words are not drawn yet, and show a [MASK]; None where all are.
     look: who can be asked for these.
+    lane: (B, M) int64, the number of the block that each element is in, where the model writes block by block; else None.
     """
 
     x0: Any
@@ -47,6 +48,7 @@ class Draw:
     log_prob: Tensor
     open: Tensor | None = None
     look: Look | None = None
+    lane: Tensor | None = None
 
     def seen(self, column: Tensor) -> Tensor:
         """(B, M) what a column (B, L) of xt, such as its ids, holds where each element is."""
@@ -72,7 +74,7 @@ class Draw:
         """
         look = self.look or _NOBODY
         figures = torch.zeros(where.shape, device=where.device)
-        return figures.masked_scatter(where, look.measure(measure, where)) if bool(where.any()) else figures
+        return figures.masked_scatter(where, look.measure(measure, where).float()) if bool(where.any()) else figures
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _ranked(order: Order, block: int, process: Process, xt: State, draw: Draw, t
     due = (hidden if shown is None else hidden & shown).sum(1, keepdim=True)
     last = lane.masked_fill(~hidden, _FAR).sort(1).values.gather(1, (due - 1).clamp_min(0))
     near = hidden & (lane <= last) & (due > 0)  # no other one can be revealed in this step
-    return process.rank(noise, xt, draw, order(draw, near, key.fold(1)), lane)
+    return process.rank(noise, xt, draw, order(draw, near, key.fold(_ORDER)), lane)
 
 
 def revealing(pick: Pick, block: int = 0) -> Rule:
@@ -127,13 +127,25 @@ def _best(score: Tensor, where: Tensor, count: int) -> Tensor:
     return torch.zeros_like(where).scatter(1, best, True) & where
 
 
+_ORDER = 1 << 20  # a use of a key that no process has
 _FAR = torch.iinfo(torch.int64).max
 
 
 def lanes(draw: Draw, block: int) -> Tensor:
-    """(B, M) the number of the block that each element is in, counted over what is not the user's; 0 without blocks."""
+    """(B, M) the number of the block that each element is in, counted over what is not the user's; 0 without blocks.
+
+    Counted anew in each block of the model's, where it has some (`Draw.lane`), so that none is in two of these.
+    """
     free = (draw.x0.valid & ~draw.x0.fixed).long()
-    return (free.cumsum(1) - free).div(block, rounding_mode="floor") if block else torch.zeros_like(free)
+    if not block:
+        return torch.zeros_like(free)
+    before = free.cumsum(1) - free
+    if draw.lane is None:
+        return before.div(block, rounding_mode="floor")
+    starts = torch.ones_like(draw.x0.fixed)
+    starts[:, 1:] = draw.lane[:, 1:] != draw.lane[:, :-1]
+    inside = before - before.masked_fill(~starts, 0).cummax(1).values
+    return draw.lane * free.shape[1] + inside.div(block, rounding_mode="floor")
 
 
 def _check_block(block: int) -> None:

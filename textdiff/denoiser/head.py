@@ -63,20 +63,21 @@ class Reading:
             return hidden[where][None]
 
         def after_body(module: nn.Module, args: Any, output: Any) -> Any:
-            if self._said is None and not self.model.training and output[0].shape[:-1] == where.shape:
+            if not self.model.training and output[0].shape[:-1] == where.shape:
                 self._said = output
             return _with_hidden(output, rows(output[0]))
 
         def before_head(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (rows(args[0]), *args[1:])
 
-        if body is not self.model:
+        again = self._said
+        if body is not self.model and again is None:
             handles.append(body.register_forward_hook(after_body))
         # T5 keeps encoder and decoder beside the head, and OPT's and BART's decoders never call the base model as such
         if head is not None:
             handles.append(head.register_forward_pre_hook(before_head))
         try:
-            with _silenced(body, self._said):
+            with _echo(body, None if again is None else _with_hidden(again, rows(again[0]))):
                 yield
         finally:
             for handle in handles:
@@ -84,16 +85,19 @@ class Reading:
 
 
 @contextmanager
-def _silenced(body: nn.Module, said: Any) -> Iterator[None]:
-    """The body says what it said before, without running; it runs if it has not said anything."""
+def _echo(body: nn.Module, said: Any) -> Iterator[None]:
+    """The body says this without running, and none of its hooks take that for a run; it runs if there is nothing to say."""
     if said is None:
         yield
         return
-    body.forward = lambda *args, **kwargs: said
+    names = ("forward", "_forward_hooks", "_forward_pre_hooks")
+    own = {name: body.__dict__[name] for name in names if name in body.__dict__}
+    body.__dict__.update(forward=lambda *args, **kwargs: said, _forward_hooks={}, _forward_pre_hooks={})
     try:
         yield
     finally:
-        del body.forward
+        body.__dict__.pop("forward")
+        body.__dict__.update(own)
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:
