@@ -48,7 +48,10 @@ lint: .venv/.ready  ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.ready  ## run the benchmarks behind the numbers in the docs
+bench: .venv/.ready  ## time decoding against the published recipes and against generate, same weights (half an hour): runs/bench
+	$(BIN)/python benchmarks/decoding.py --out runs/bench
+	$(BIN)/python benchmarks/costs.py --out runs/bench
+	$(BIN)/python benchmarks/blocks.py --out runs/bench
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove build products and caches; .venv and runs/ stay

@@ -41,6 +41,7 @@ LAYERS = (
         "automata",
         "gaps",
         "clocks",
+        "selecting",
         "filling",
         "drafts",
         "stock",

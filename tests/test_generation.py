@@ -244,7 +244,7 @@ def test_chats(folders: dict) -> None:
         ([], {}, "no prompts to go on from; give at least one"),
         (3, {}, "3 is no prompt; give a string"),
         ([3], {}, "3 is no prompt; give a string"),
-        ("x", {"colour": 1}, "unknown option colour; there are max_new_tokens, min_new_tokens"),
+        ("x", {"colour": 1}, "unknown option colour; there are max_new_tokens, max_time, min_new_tokens"),
         ("x", {"max_new_tokens": 0}, "max_new_tokens 0 leaves no room for text; give 1 or more"),
         ("x", {"min_new_tokens": 6}, "min_new_tokens 6 is not between 0 and max_new_tokens 5"),
         (

@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Autoregressive": "textdiff.denoiser",
     "BatchStreamer": "textdiff.streaming",
+    "Blocks": "textdiff.denoiser",
     "Blur": "textdiff.process",
     "Changes": "textdiff.denoiser",
     "Checkpoint": "textdiff.checkpoint",

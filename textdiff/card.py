@@ -22,6 +22,10 @@ _BOTH_WAYS = (
     "It is a stock causal language model whose attention is open to both sides (`is_causal` in config.json is false): "
     "`AutoModelForCausalLM` of plain transformers opens it, but it does not write from left to right any more."
 )
+_BLOCKS = (
+    "It is a stock causal language model that reads block by block: `AutoModelForCausalLM` of plain transformers opens it, "
+    "but does not write with it as it learned to."
+)
 _TAGS = {"parallel": "fill-mask", "autoregressive": "text-generation", "seq2seq": "text-generation"}
 
 _TEXT = """
@@ -80,7 +84,7 @@ def model_card(
         example="My fellow [GAP:2], the state of our union is [GAP:2]."
         if config.keeps_lengths
         else "My fellow [GAP], the state of our union is [GAP].",
-        plain=_BOTH_WAYS if config.backbone == "causal" else _PLAIN[config.denoiser],
+        plain=_BLOCKS if config.block else _BOTH_WAYS if config.backbone == "causal" else _PLAIN[config.denoiser],
         rows="\n".join(f"| {left} | {right} |" for left, right in rows),
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from textdiff.denoiser import Autoregressive, Denoiser
+from textdiff.denoiser.reach import need_blocks
 from textdiff.leak import need_bidirectional, need_causal
 from textdiff.lora import merged
 from textdiff.posterior import Decode
@@ -104,6 +105,8 @@ class DiffusionConfig:
         edits: The shares of deletion, masking and replacement, and how readily words come in, below 1, with edit.
         backbone: What a parallel denoiser reads with: a masked model, or a causal one opened to both sides.
         shift: The logits at i - 1 say token i, as a causal model was trained to (Dream), not those at i (LLaDA).
+        block: Tokens of a block: within it all are denoised together, across blocks from left to right with a cache; 0 for
+            no blocks. With backbone causal and masking.
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
         rule: Which noise goes back in (docs/rules.md): posterior, partial:0.3, ranked:margin, threshold:0.9@32, ...
@@ -124,6 +127,7 @@ class DiffusionConfig:
     edits: tuple[float, float, float, float] = (0.25, 0.25, 0.5, 0.1)
     backbone: Literal["masked", "causal"] = "masked"
     shift: bool = False
+    block: int = 0
     bidirectional: bool = False
     num_steps: int = 1
     rule: str = "posterior"
@@ -145,7 +149,7 @@ class DiffusionConfig:
     @property
     def keeps_lengths(self) -> bool:
         """Whether it fills only gaps whose length is given."""
-        return keeps_lengths(self.process)
+        return keeps_lengths(self.process) or self.block > 0
 
     def decode(self) -> Decode:
         """How x0_hat is drawn."""
@@ -272,7 +276,10 @@ def find_config(path: str | Path) -> Path | None:
 
 
 def open_model(path: str | Path, config: DiffusionConfig) -> tuple[Any, dict[str, Any]]:
-    """The stock model for a denoiser, and transformers' notes on loading it. Its attention is opened for backbone causal."""
+    """The stock model for a denoiser, and transformers' notes on loading it.
+
+    Its attention is opened for backbone causal, but not for blocks: there every call says which tokens see which.
+    """
     import torch
     import transformers
 
@@ -280,7 +287,8 @@ def open_model(path: str | Path, config: DiffusionConfig) -> tuple[Any, dict[str
     if config.backbone == "causal":
         name = AUTO_CLASSES["autoregressive"]
         settings["config"] = transformers.AutoConfig.from_pretrained(path)
-        both_ways(settings["config"])
+        if not config.block:
+            both_ways(settings["config"])
     # textdiff computes in the precision of the machine, not in that of the file
     loader = getattr(transformers, name)
     return loader.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **settings)
@@ -306,7 +314,9 @@ def both_ways(config: Any) -> None:
 
 def probe(model: Any, config: DiffusionConfig) -> None:
     """ValueError for a model that does not see what its denoiser needs to see, or sees what it must not."""
-    if config.denoiser == "parallel":
+    if config.block:
+        need_blocks(model)
+    elif config.denoiser == "parallel":
         need_bidirectional(model)
     elif config.denoiser == "autoregressive":
         need_causal(model)

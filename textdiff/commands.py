@@ -21,14 +21,18 @@ textdiff COMMAND --help explains each one."""
 class Sampling:
     """How texts, or images, are drawn. What is left out is what the model was saved with."""
 
-    num_steps: int | None = None
-    """Turns of the reverse process; more look again in between."""
+    num_steps: str | None = None
+    """Turns of the reverse process; more look again in between. auto chooses, inf takes one word after the other."""
     rule: str | None = None
     """Which noise goes back in (docs/rules.md): posterior, partial:0.3, ranked:margin, ...; of images ode, sde:1."""
     temperature: float | None = None
     """0 takes the most probable token."""
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    """Words less probable than this share of the most probable one are left out."""
+    max_time: float | None = None
+    """Seconds, after which what is still hidden is drawn at once."""
     max_gap: int | None = None
     """The longest content of a gap, in tokens."""
     candidates: int | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textdiff.clocks import clocks
+from textdiff.clocks import Steps, clocks
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import Denoiser
 from textdiff.filling import OPEN, PRIOR
@@ -21,7 +21,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import sample
+from textdiff.sampler import Stop, never, sample
 from textdiff.tokens import Specials, Tokens
 
 if TYPE_CHECKING:
@@ -67,12 +67,13 @@ class Size:
 
 def write(
     prompts: Sequence[Sequence[int]], size: Size, *, denoiser: Denoiser, process: Process, specials: Specials,
-    steps: int | None = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
+    steps: Steps = 1, rule: Rule = posterior, decode: Decode | None = None, seed: int = 0,
     numbers: Sequence[int] | None = None, heads: Sequence[int] | None = None, whole: bool = False,
+    stop: Stop = never,
 ) -> Iterator[list[Written]]:  # fmt: skip
     """Go on from every prompt (token ids without BOS): the drafts of every step, the last of which are the texts.
 
-    steps: turns of the loop; None for one per open token, as in `infill`.
+    steps: turns of the loop, as in `infill`. stop: which rows end before their time (`sampler.Stop`).
     numbers: which sample each is of its prompt, 0 unless given; sample k of a prompt under a seed is the same text whatever
     else is in the batch. heads: what each text begins with, BOS unless given, as of a chat whose template has another.
     whole: drafts are whole guesses, for who looks on; without it words that are not settled yet show the mask token.
@@ -92,9 +93,10 @@ def write(
         x = x.with_(slot=torch.where(x.ids == specials.gap, 1, x.slot))
     begins = [len(prompt) + 1 for prompt in prompts]
     drafts = [Written([], []) for _ in prompts]
-    turns = clocks(x, specials, steps)
-    for step in sample(_Settled(denoiser), process, x, steps=turns, rule=rule, decode=decode, key=key):
-        x0 = (step.draw.drawn() if whole else step.draw).x0.to("cpu")
+    turns = clocks(x, specials, steps, rule, denoiser.joint)
+    for step in sample(_Settled(denoiser), process, x, steps=turns, rule=rule, decode=decode, key=key, stop=stop):
+        with torch.inference_mode():
+            x0 = (step.draw.drawn() if whole else step.draw).x0.to("cpu")
         for place, (row, end) in enumerate(zip(step.rows.tolist(), x0.valid.sum(1).tolist(), strict=True)):
             part = slice(begins[row], end - len(specials.tail))
             drafts[row] = Written(x0.ids[place, part].tolist(), x0.score[place, part].tolist())
@@ -134,7 +136,7 @@ class _Settled(Denoiser):
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
-        self.denoiser, self.timeless = denoiser, denoiser.timeless
+        self.denoiser, self.timeless, self.joint = denoiser, denoiser.timeless, denoiser.joint
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return _SettledPosterior(self.denoiser(xt, t))
@@ -172,6 +174,18 @@ def text_of(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Se
 
     head, whole = decode([*prompt]), decode([*prompt, *ids])
     return whole.removeprefix(head) if whole.startswith(head) else decode([*ids])
+
+
+def settled(tokenizer: "PreTrainedTokenizerBase", specials: Specials, strings: Sequence[str]) -> Stop:
+    """Texts end as soon as one of the strings stands in what is written without a hole: later words cannot matter."""
+
+    def stop(x: Tokens, t: Tensor) -> Tensor:
+        open_ = (x.ids == specials.mask) | (x.ids == specials.gap)
+        written = x.valid & ~x.fixed & ~(open_.long().cumsum(1) > 0)
+        texts = [text_of(tokenizer, [], ids[own].tolist()) for ids, own in zip(x.ids, written, strict=True)]
+        return torch.tensor([any(string in text for string in strings) for text in texts], device=t.device)
+
+    return stop
 
 
 def until(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], written: Written, stops: Sequence[str]) -> str:

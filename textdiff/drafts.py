@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from textdiff.clocks import Steps, clocks
 from textdiff.filling import PRIOR, Infill, check_size, read_results, tokens_of
 from textdiff.gaps import Gap
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import finished, sample
+from textdiff.sampler import Stop, finished, never, sample
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens, in_order
 
@@ -80,11 +81,12 @@ def refine(
     process: Process,
     tokenizer: "PreTrainedTokenizerBase",
     specials: Specials,
-    steps: int = 16,
+    steps: Steps = 16,
     rule: Rule = posterior,
     decode: Decode | None = None,
     seed: int = 0,
     samples: int = 1,
+    stop: Stop = never,
 ) -> list[list[Infill]]:
     """Rewrite every text `samples` times from noise level t in (0, 1].
 
@@ -105,7 +107,8 @@ def refine(
     x = process.corrupt(x0, process.noise(x0, key.fold(PRIOR)), times)
     check_size(x if isinstance(x, Tokens) else x0, denoiser)
     decode = replace(decode or Decode(), longest=denoiser.longest)
-    run = sample(denoiser, process, x, steps=steps, rule=rule, decode=decode, key=key, start=t)
+    turns = clocks(x if isinstance(x, Tokens) else x0, specials, steps, rule, denoiser.joint)
+    run = sample(denoiser, process, x, steps=turns, stop=stop, rule=rule, decode=decode, key=key, start=t)
     x0 = in_order(list(finished(run)), specials.pad)
     return read_results(pages, x0, rows, tokenizer)
 

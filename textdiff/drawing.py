@@ -1,4 +1,4 @@
-"""A word from logits, exactly: by inverting the distribution function, in float64, for the rows asked for alone.
+"""A word from logits, exactly: by inverting the distribution function, summed in float64, for the rows asked for alone.
 
     w = min { v : sum_(k <= v) p_k > u },  u uniform
 
@@ -18,31 +18,36 @@ _SPAN = 128  # words whose probabilities are added up before any of them is look
 
 def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
     """Tokens (S,) from logits (S, V) by u (S,), and their log-probability (S,): the model's own, before any truncation."""
-    best, ids = logits.max(-1)
     if decode.temperature == 0:
+        best, ids = logits.max(-1)
         return ids, -(logits - best[:, None]).exp_().sum(-1).log().float()
-    weights = (logits.double() - best[:, None]).exp_()
-    total = weights.sum(-1)
+    best = logits.amax(-1, keepdim=True)
+    weights = (logits - best).exp_()  # each is right to 1 in 10^7, whatever its size
+    spans = _spans(weights)
     if decode.truncates or decode.temperature != 1:
-        kept = truncate((logits.double() - best[:, None]) / decode.temperature, decode)
-        ids = invert(kept.exp(), u)
+        kept = truncate((logits - best) / decode.temperature, decode).exp_()
+        ids = _invert(kept, _spans(kept), u)
     else:
-        ids = invert(weights, u)
-    return ids, weights.gather(-1, ids[:, None])[:, 0].div_(total).log_().float()
+        ids = _invert(weights, spans, u)
+    return ids, (weights.gather(-1, ids[:, None])[:, 0] / spans.sum(-1)).log_().float()
 
 
-def invert(weights: Tensor, u: Tensor) -> Tensor:
-    """(S,) the first word at which the sum of weights (S, V) passes u (S,) of their total; words of weight 0 never come."""
+def _spans(weights: Tensor) -> Tensor:
+    """(S, ceil(V / 128)) float64, the sums of weights (S, V) over spans of words."""
     rows, size = weights.shape
-    spans = size // _SPAN
-    sums = weights[:, : spans * _SPAN].view(rows, spans, _SPAN).sum(-1)
-    sums = torch.cat([sums, weights[:, spans * _SPAN :].sum(-1, keepdim=True)], 1)
-    ends = sums.cumsum(-1)
+    even = size // _SPAN * _SPAN
+    sums = weights[:, :even].view(rows, -1, _SPAN).sum(-1)
+    return (sums if even == size else torch.cat([sums, weights[:, even:].sum(-1, keepdim=True)], 1)).double()
+
+
+def _invert(weights: Tensor, spans: Tensor, u: Tensor) -> Tensor:
+    """(S,) the first word at which the sum of weights (S, V) passes u (S,) of their total; words of weight 0 never come."""
+    size, ends = weights.shape[1], spans.cumsum(-1)
     level = u[:, None].to(ends) * ends[:, -1:]
-    span = _first_above(ends, level, sums)
-    level = level - (ends - sums).gather(1, span)
+    span = _first_above(ends, level, spans)
+    level = level - (ends - spans).gather(1, span)
     columns = span * _SPAN + torch.arange(_SPAN, device=weights.device)
-    inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill(columns >= size, 0.0)
+    inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill(columns >= size, 0.0).double()
     return (span * _SPAN + _first_above(inside.cumsum(-1), level, inside))[:, 0]
 
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from textdiff.automata import compile_gap, new_word
-from textdiff.clocks import clocks, narrowed, portions
+from textdiff.clocks import Steps, clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.gaps import TOUCHING, Gap, Parts, check, place, tidy
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
-from textdiff.sampler import finished, sample
+from textdiff.sampler import Stop, finished, never, sample
+from textdiff.selecting import SELECTS
 from textdiff.spelling import lead_of, pieces, read_gap
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
@@ -232,17 +233,20 @@ def infill(
     process: Process,
     tokenizer: "PreTrainedTokenizerBase",
     specials: Specials,
-    steps: int | None = 1,
+    steps: Steps = 1,
     rule: Rule = posterior,
     decode: Decode | None = None,
     seed: int = 0,
     samples: int = 1,
     candidates: int = 1,
+    select: str = "fluent",
+    stop: Stop = never,
 ) -> list[list[Infill]]:
     """Fill every text `samples` times, jointly over its gaps. Text i's samples do not depend on what else is in the batch.
 
-    steps: turns of the loop; None for one per open token, so that each is drawn in sight of all others drawn before.
-    candidates: each sample is the most fluent of as many (`Denoiser.fluency`).
+    steps: turns of the loop; None for one per open token, so that each is drawn in sight of all others drawn before; "auto"
+    chooses (`clocks`). candidates: each sample is the best of as many, by `select` (`selecting.SELECTS`).
+    stop: which rows end before their time (`sampler.Stop`).
     ValueError for a text that is longer than the model reads; none grows beyond that.
     """
     pages = [t if isinstance(t, Page) else prepare(t, tokenizer, specials, longest=denoiser.longest) for t in texts]
@@ -255,21 +259,26 @@ def infill(
     x, key = start[rows].to(device), key.to(device)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
     done: list[tuple[list[int], Tokens, int]] = []
-    fluency, spent = torch.zeros(len(rows), dtype=torch.float64), torch.zeros(len(pages) * samples, dtype=torch.int64)
+    choice, spent = SELECTS[select], torch.zeros(len(pages) * samples, dtype=torch.int64)
+    notes: list[Any] = [None] * len(rows)
     with counting(denoiser) as calls, torch.inference_mode():
         x = denoiser.open(x, decode, key.fold(OPEN))
         opening = calls[0]
-        turns = clocks(x, specials, steps)
+        turns = clocks(x, specials, steps, rule, denoiser.joint)
         for mine in portions(x):
             calls[0] = opening
             now = process.prior(narrowed(x[mine], specials), key[mine].fold(PRIOR))
-            run = sample(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine])
+            run = sample(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine], stop=stop)
             for number, x0 in finished(run):
-                if candidates > 1:
-                    fluency[mine[number].cpu()] = denoiser.fluency(x0).cpu()
+                noted = choice.note(denoiser, x0) if candidates > 1 else [None] * len(number)
+                for row, note in zip(mine[number].tolist(), noted, strict=True):
+                    notes[row] = note
                 done.append((mine[number].tolist(), x0, calls[0]))
             spent[(mine // candidates).unique().cpu()] += calls[0] - opening
-    best = (fluency.view(-1, candidates).argmax(1) + torch.arange(0, len(rows), candidates)).tolist()
+    best = [
+        begin + (choice.best(notes[begin : begin + candidates]) if candidates > 1 else 0)
+        for begin in range(0, len(rows), candidates)
+    ]
     found = _found(done, {*best}, pages, rows, tokenizer)
     if candidates > 1:
         found = {row: replace(one, calls=opening + int(spent[row // candidates])) for row, one in found.items()}

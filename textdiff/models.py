@@ -1,7 +1,7 @@
 """Stock models to start from: a preset from scratch, or any pretrained one.
 
 parallel: ModernBERT's architecture, any `AutoModelForMaskedLM`, or any `AutoModelForCausalLM` whose attention can be opened
-to both sides. autoregressive: Llama's, or any
+to both sides, or read block by block (there from scratch, too: Llama's). autoregressive: Llama's, or any
 `AutoModelForCausalLM`. seq2seq: T5's (version 1.1), or any `AutoModelForSeq2SeqLM`.
 """
 
@@ -166,7 +166,8 @@ def _drawn(path: str, diffusion: DiffusionConfig) -> Any:
     config = transformers.AutoConfig.from_pretrained(path)
     name = diffusion.denoiser
     if diffusion.backbone == "causal":
-        both_ways(config)
+        if not diffusion.block:
+            both_ways(config)
         name = "autoregressive"
     return getattr(transformers, AUTO_CLASSES[name]).from_config(config, dtype=torch.float32)
 

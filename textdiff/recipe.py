@@ -198,9 +198,10 @@ class Recipe:
     def make_model(self, data: Windows) -> Any:
         """A preset drawn under the run's seed, started from the windows' bigrams; or a pretrained model."""
         rows, tokenizer = data
-        kind, ids = self.diffusion.denoiser, specials(tokenizer)
+        ids, causal = specials(tokenizer), self.diffusion.backbone == "causal"
+        kind = "autoregressive" if causal else self.diffusion.denoiser  # the architecture of a model from scratch
         torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
-        if self.diffusion.backbone == "causal" and self.model.path is None:
+        if causal and self.model.path is None and not self.diffusion.block:
             raise ValueError("backbone causal adapts a pretrained causal model; name one by --model-name-or-path")
         if self.model.path is not None:
             known = len(load_tokenizer(self.tokenizer.path or self.model.path))
@@ -213,7 +214,8 @@ class Recipe:
                 f"model.lora {self.model.lora} adapts a pretrained model; name one by --model-name-or-path"
             )
         model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
-        if self.model.start == "bigrams" and kind in STARTS:
+        # read in place, a causal model has no such start: what it begins as says the next token
+        if self.model.start == "bigrams" and kind in STARTS and (not causal or self.diffusion.shift):
             sample = rows.take(50_000) if self.data.streaming else rows
             STARTS[kind](model, [row["ids"] for row in sample])
         return model

@@ -94,8 +94,8 @@ def forward_backward() -> Rule:
     """
 
     def times(number: Tensor, steps: Tensor) -> Tensor:
-        levels, level = (steps / 3).ceil(), (number / 3).ceil()
-        forward = (number % 3 == 2) & (level > 1) & (number < steps)
+        levels, level = 1 + ((steps - 1) / 3).ceil(), 1 + ((number - 1) / 3).ceil()
+        forward = ((number - 1) % 3 == 2) & (number < steps)
         return torch.where(number >= steps, 0.0, 1 - (level - forward.long()) / levels)
 
     return remasking(_forward, times)
@@ -110,7 +110,12 @@ def gibbs(rounds: int) -> Rule:
         raise ValueError(f"{rounds} rounds correct nothing; give 1 or more, or take the posterior rule")
 
     def times(number: Tensor, steps: Tensor) -> Tensor:
-        first = (steps - 2 * rounds).clamp_min(1)
+        first = steps - 2 * rounds
+        if float(first.min()) < 1:
+            raise ValueError(
+                f"{steps.min():g} steps are too few for gibbs:{rounds}, which takes two a round and one before; give at "
+                f"least {2 * rounds + 1}"
+            )
         return torch.where(number <= first, 1 - number / first, ((number - first) % 2) / 2 * (number < steps))
 
     return Rule(_one_again, times=times)

@@ -24,11 +24,11 @@ ORDERS = {
 
 @dataclass(frozen=True)
 class Entry:
-    """How a rule is made of what stands after the colon ("" for nothing) and of the block, how it is written, whether it has
-    blocks."""
+    """How a rule is written, and made of what stands after the colon (`default` if nothing does) and of the block."""
 
-    make: Callable[[str, int], Rule]
     usage: str
+    make: Callable[[str, int], Rule]
+    default: str = ""
     blocks: bool = False
 
 
@@ -41,43 +41,34 @@ def _alone(rule: Rule) -> Callable[[str, int], Rule]:
     return make
 
 
-def _number(make: Callable[[float], Rule], default: float) -> Callable[[str, int], Rule]:
-    return lambda argument, block: make(float(argument or default))
+def _number(make: Callable[[float], Rule]) -> Callable[[str, int], Rule]:
+    return lambda argument, block: make(float(argument))
 
 
-def _whole(make: Callable[[int], Rule], default: int) -> Callable[[str, int], Rule]:
-    return lambda argument, block: make(int(argument or default))
-
-
-def _ordered(argument: str, block: int) -> Rule:
-    name = argument or "drawn"
+def _ordered(name: str, block: int) -> Rule:
     if name not in ORDERS:
         raise ValueError(f"no order is called {name!r}; there are {', '.join(ORDERS)}")
     return revealing.ranked(ORDERS[name], block)
 
 
-def _in_blocks(make: Callable[[float, int], Rule], default: float) -> Callable[[str, int], Rule]:
-    return lambda argument, block: make(float(argument or default), block)
-
-
 RULES = {
-    "fresh": Entry(_alone(rules.fresh), "fresh"),
-    "posterior": Entry(_alone(rules.posterior), "posterior"),
-    "partial": Entry(_number(rules.partial, 0.3), "partial:RHO"),
-    "remdm-cap": Entry(_number(remasking.capped, 0.02), "remdm-cap:ETA"),
-    "remdm-rescale": Entry(_number(remasking.rescaled, 0.05), "remdm-rescale:ETA"),
-    "remdm-conf": Entry(_number(remasking.least_sure, 0.05), "remdm-conf:ETA"),
-    "remdm-loop": Entry(_number(remasking.looped, 0.05), "remdm-loop:ETA"),
-    "forward-backward": Entry(_alone(remasking.forward_backward()), "forward-backward"),
-    "gibbs": Entry(_whole(remasking.gibbs, 8), "gibbs:ROUNDS"),
-    "mask-predict": Entry(_alone(remasking.mask_predict()), "mask-predict"),
-    "doubt": Entry(_number(remasking.doubting, 0.1), "doubt:P"),
-    "ranked": Entry(_ordered, f"ranked:{'|'.join(ORDERS)}", True),
-    "threshold": Entry(_in_blocks(revealing.threshold, 0.9), "threshold:P", True),
-    "budget": Entry(_in_blocks(revealing.within_budget, 0.1), "budget:GAMMA", True),
-    "top": Entry(lambda count, block: revealing.most_likely(int(count or 1), block=block), "top:K", True),
-    "sde": Entry(_number(rules.sde, 1.0), "sde:ETA"),
-    "ode": Entry(_alone(rules.ode), "ode"),
+    "fresh": Entry("fresh", _alone(rules.fresh)),
+    "posterior": Entry("posterior", _alone(rules.posterior)),
+    "partial": Entry("partial:RHO", _number(rules.partial), "0.3"),
+    "remdm-cap": Entry("remdm-cap:ETA", _number(remasking.capped), "0.02"),
+    "remdm-rescale": Entry("remdm-rescale:ETA", _number(remasking.rescaled), "0.05"),
+    "remdm-conf": Entry("remdm-conf:ETA", _number(remasking.least_sure), "0.05"),
+    "remdm-loop": Entry("remdm-loop:ETA", _number(remasking.looped), "0.05"),
+    "forward-backward": Entry("forward-backward", _alone(remasking.forward_backward())),
+    "gibbs": Entry("gibbs:ROUNDS", lambda rounds, block: remasking.gibbs(int(rounds)), "8"),
+    "mask-predict": Entry("mask-predict", _alone(remasking.mask_predict())),
+    "doubt": Entry("doubt:P", _number(remasking.doubting), "0.1"),
+    "ranked": Entry(f"ranked:{'|'.join(ORDERS)}", _ordered, "drawn", blocks=True),
+    "threshold": Entry("threshold:P", lambda least, n: revealing.threshold(float(least), n), "0.9", blocks=True),
+    "budget": Entry("budget:GAMMA", lambda gamma, n: revealing.within_budget(float(gamma), n), "0.1", blocks=True),
+    "top": Entry("top:K", lambda count, n: revealing.most_likely(int(count), block=n), "1", blocks=True),
+    "sde": Entry("sde:ETA", _number(rules.sde), "1"),
+    "ode": Entry("ode", _alone(rules.ode)),
 }
 
 
@@ -91,7 +82,7 @@ def rule_of(name: str) -> Rule:
         able = ", ".join(name for name, entry in RULES.items() if entry.blocks)
         raise ValueError(f"rule {name!r} does not reveal in blocks; {able} do")
     try:
-        return entry.make(found[2] or "", block)
+        return entry.make(found[2] or entry.default, block)
     except ValueError as error:
         reason = str(error).replace("could not convert string to float:", "no number:")
         raise ValueError(f"rule {name!r}: {reason}; write {entry.usage}{'@BLOCK' if found[3] else ''}") from error

@@ -1,6 +1,7 @@
 """The one loop: x0_hat ~ q(x0 | xt), then x_s = F_s(x0_hat, eps'), corrupted a little less (kexue.fm archives 9262)."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,28 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw
 from textdiff.process.base import Process, State
 from textdiff.rules import Rule, Times, always, posterior
+
+Stop = Callable[[State, Tensor], Tensor]
+"""(x, t (B,)) -> (B,) bool, rows whose next step is to be their last, all that is hidden then drawn at once."""
+
+
+def never(x: State, t: Tensor) -> Tensor:
+    """No row is ended before its time."""
+    return torch.zeros_like(t, dtype=torch.bool)
+
+
+def after(seconds: float) -> Stop:
+    """All rows are ended when so many seconds have passed from now on. ValueError for no time at all."""
+    if not seconds > 0:
+        raise ValueError(f"max_time {seconds} is no time; give a number of seconds above 0")
+    end = time.monotonic() + seconds
+    return lambda x, t: torch.full_like(t, time.monotonic() >= end, dtype=torch.bool)
+
+
+def either(*stops: Stop) -> Stop:
+    """Rows are ended by any of these."""
+    return lambda x, t: torch.stack([stop(x, t) for stop in stops]).any(0)
+
 
 LOOP = 1 << 42  # a use of a key that no process has: x may carry noise that was drawn from the same key
 
@@ -40,12 +63,14 @@ def sample(
     rule: Rule = posterior,
     decode: Decode | None = None,
     start: float = 1.0,
+    stop: Stop = never,
 ) -> Iterator[Step]:
     """Run the reverse process from x at t = `start` to t = 0, yielding every state. Rows are at times of their own.
 
     x is any legitimate state at that time: at 1 the prior, or a text whose fixed tokens are the user's; below 1 a draft
     corrupted so far. steps: how many, or of each row how many (B,); infinity steps from one moment of change to the next.
-    `key` has a row per row of x, and a row's result is the same whatever it is batched with.
+    `key` has a row per row of x, and a row's result is the same whatever it is batched with. stop: which rows are to be
+    ended (see `Stop`), asked before every step.
 
     A step in which a row would not change is not taken (`Rule.when`), and words that a step does not show are not drawn: the
     model is called for a row at its moments of change alone. ValueError for fewer than one step, a start outside (0, 1],
@@ -55,16 +80,17 @@ def sample(
     when = rule.when if denoiser.timeless else always
     rows, key = torch.arange(len(key), device=key.state.device), key.fold(LOOP)
     decode = decode or Decode()
-    with torch.inference_mode():
-        while len(rows):
-            ahead = clock.to(when(process, x, clock.t))
+    while len(rows):
+        with torch.inference_mode():  # not while the caller has the step: whoever drops the loop would keep the mode
+            ahead = clock.to(torch.where(stop(x, clock.t), 0.0, when(process, x, clock.t)))
             turn = key.fold(2 * (ahead.number - 1)), key.fold(2 * (ahead.number - 1) + 1)
             draw = denoiser(x, clock.t).draft(decode, turn[0])
             noise = rule(process, x, draw, clock.t, ahead.t, turn[1])
             draw = draw.drawn(process.shown(draw.x0, noise, ahead.t))
             x, clock = process.corrupt(draw.x0, noise, ahead.t), ahead
-            yield Step(x, draw, clock.t, rows, clock.done)
+            step = Step(x, draw, clock.t, rows, clock.done)
             rows, x, key, clock = left(clock.done, rows, x, key, clock)
+        yield step
 
 
 def finished(run: Iterator[Step]) -> Iterator[tuple[Tensor, State]]:

@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from textdiff.checkpoint import Checkpoint
+from textdiff.clocks import Steps
 from textdiff.denoiser import Continuing, Denoiser, Middle, Onward, Parallel, Sentinels, fim_tokens, sentinel_ids
 from textdiff.denoiser.feeding import own_id
 from textdiff.leak import looks_ahead, need_bidirectional
@@ -60,7 +61,7 @@ class Route:
     process: Process
     tokenizer: "PreTrainedTokenizerBase"
     specials: Specials
-    steps: int | None
+    steps: Steps
     rule: str
     decode: Decode
     spaced: bool

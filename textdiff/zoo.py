@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from textdiff import schedule
-from textdiff.denoiser import Changes, Denoiser, Embedded, Parallel
+from textdiff.denoiser import Blocks, Changes, Denoiser, Embedded, Parallel
 from textdiff.keys import Key
 from textdiff.posterior import Draw, Look, Measure
 from textdiff.process import Deletion, Edit, Encoder, Masking, Mixture, Process, Replacement
@@ -37,6 +37,7 @@ class Settings(Protocol):
     edits: tuple[float, float, float, float]
     backbone: Any
     shift: bool
+    block: int
 
 
 def chosen(name: str, known: dict[str, Any], what: str, more: str = "") -> Any:
@@ -79,6 +80,14 @@ def check(settings: Settings, denoiser: str, rule: Rule) -> None:
         raise ValueError(f"backbone causal is for denoiser parallel, not {denoiser}, which takes its model as it is")
     if settings.shift and (settings.backbone != "causal" or "encoder" in names):
         raise ValueError("shift is for backbone causal, with processes of tokens; a masked model is read in place")
+    if settings.block < 0:
+        raise ValueError(f"block {settings.block} is negative; 0 is for no blocks, 32 writes as many tokens at once")
+    kind = denoiser, settings.backbone, [name for _, name in parts(settings.process)]
+    if settings.block and kind != ("parallel", "causal", ["masking"]):
+        raise ValueError(
+            f"block {settings.block} is for denoiser parallel with backbone causal and process masking, not {denoiser}, "
+            f"{settings.backbone} and {settings.process}"
+        )
     if "encoder" in names and len(names) > 1:
         raise ValueError(
             f"process {settings.process}: the encoder's states are vectors, it cannot be mixed with others"
@@ -153,6 +162,8 @@ def parallel(settings: Settings, model: Any, ids: Specials) -> Denoiser:
     """The parallel denoiser that reads the states of this process."""
     if settings.process == "encoder":
         return Embedded(model, ids)
+    if settings.block:
+        return Blocks(model, ids, settings.block, settings.shift)
     process, denoiser = make_process(settings, ids), Parallel(model, ids, settings.shift)
     if isinstance(process, Replacement) and settings.counts and settings.different:
         return Changes(denoiser, process)

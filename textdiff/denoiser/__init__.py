@@ -2,9 +2,11 @@
 
 from textdiff.denoiser.autoregressive import Autoregressive
 from textdiff.denoiser.base import Denoiser, Oracle
+from textdiff.denoiser.blocks import Blocks
 from textdiff.denoiser.changes import Changes
 from textdiff.denoiser.continuing import Continuing
 from textdiff.denoiser.embedded import Embedded
+from textdiff.denoiser.guided import Guided
 from textdiff.denoiser.image import Pixels, optimal_variance
 from textdiff.denoiser.middle import FimTokens, Middle, fim_tokens
 from textdiff.denoiser.onward import Onward
@@ -13,11 +15,13 @@ from textdiff.denoiser.sentinels import Sentinels, sentinel_ids
 
 __all__ = [
     "Autoregressive",
+    "Blocks",
     "Changes",
     "Continuing",
     "Denoiser",
     "Embedded",
     "FimTokens",
+    "Guided",
     "Middle",
     "Onward",
     "Oracle",

@@ -2,8 +2,7 @@
 
     q(words | xt) = prod_i q(w_i | xt, w_<i)
 
-A joint law. Lengths are drawn first (see `lengths`): at t = 1 that is plain language modelling, exact in one step.
-
+Lengths are drawn first (see `lengths`): at t = 1 that is plain language modelling, exact in one step.
 Causal models read xt and go on writing in the same sequence, each word under the position it has in the text: for the word
 w_i they are fed w_(i-1) at i - 1, whether it was given or just written. So a gap goes on from its left neighbour exactly as
 running text does, and its right neighbour is as far away as it really is. A gap of any known length is a single [MASK] to
@@ -72,7 +71,7 @@ class Autoregressive(Denoiser):
     bidirectional: a causal model sees the whole of xt from everywhere in xt (a prefix-LM proper); context must be 0 then.
     """
 
-    timeless = True
+    timeless = joint = True
 
     def __init__(self, model: Any, specials: Specials, context: float = 1.0, bidirectional: bool = False) -> None:
         super().__init__()

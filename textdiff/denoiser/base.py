@@ -16,10 +16,12 @@ class Denoiser(nn.Module, ABC):
     """Wraps a stock model. One instance serves every process whose states it can read.
 
     timeless: it is not told t, so a step that leaves a state as it is need not be taken (`sampler.sample`).
+    joint: its guess is of all words together, each given those before, so that one step loses nothing.
     """
 
     model: Any  # the stock model, whichever its class
     timeless: bool = False
+    joint: bool = False
 
     @abstractmethod
     def forward(self, xt: Any, t: Tensor) -> Posterior:

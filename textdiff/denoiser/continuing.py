@@ -66,7 +66,7 @@ class Continuing(Denoiser):
     always the model's own.
     """
 
-    timeless = True
+    timeless = joint = True
 
     def __init__(self, model: Any, specials: Specials, particles: int = 8, eos: tuple[int, ...] | None = None) -> None:
         super().__init__()

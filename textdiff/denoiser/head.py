@@ -7,13 +7,15 @@ read once can be asked again, at other places or a few at a time: the body is th
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-PIECE, LARGE = 1 << 21, 1 << 26  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
+from textdiff.denoiser import last
+
+PIECE, LARGE = 1 << 20, 1 << 26  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
 
 
 def logits_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
@@ -22,62 +24,90 @@ def logits_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
 
 
 class Reading:
-    """A batch as a stock model reads it, `shape` (B, L): its body runs once, when it is first asked."""
+    """A batch as a stock model reads it, `shape` (B, L): its body runs once, when it is first asked.
+
+    Where few places are asked the last layer answers for them alone (`last`); whoever asks for others has it read again.
+    """
 
     def __init__(self, model: Any, shape: torch.Size, **inputs: Any) -> None:
         self.model, self.shape, self.inputs = model, shape, inputs
         self._said: Any = None  # the body's output, where the head can be asked without it
+        self._chosen: last.Chosen | None = None  # the places that it is of, where these are not all
 
     def pieces(self, where: Tensor) -> Iterator[Tensor]:
         """The logits (s, V) at the S places `where` (B, L), in row-major order, a few places at a time."""
-        count = int(where.sum())
+        row, column = where.nonzero(as_tuple=True)
         size = piece(self.model, where.device)
-        if count <= size:
+        if len(row) <= size:
             yield self.logits(where)
             return
-        row, column = where.nonzero(as_tuple=True)
-        for begin in range(0, count, size):
+        self._choose(where)
+        for begin in range(0, len(row), size):
             part = torch.zeros_like(where)
             part[row[begin : begin + size], column[begin : begin + size]] = True
             yield self.logits(part)
 
     def logits(self, where: Tensor) -> Tensor:
         """Logits (S, V) at the S places of `where` (B, L) bool, in row-major order."""
+        self._choose(where)
         with self._rows(where):
             logits = self.model(**self.inputs).logits
         if logits.shape[:2] == (1, int(where.sum())):
             return logits[0]
         return logits[:, : where.shape[1]][where]  # a head that reads something else: ProphetNet's, Perceiver's
 
+    def _choose(self, where: Tensor) -> None:
+        """What is read next is to be of these places, if what was read is not of them."""
+        if self._said is not None and (self._chosen is None or not bool((where & ~self._chosen.where).any())):
+            return
+        again, self._said = self._said is not None, None
+        few = where.shape[1] >= last.LENGTH and int(where.sum(1).max()) <= last.SHARE * where.shape[1]
+        wanted = few and not again and not self.model.training and bool(where.any())
+        if self._chosen is None or again:
+            self._chosen = last.Chosen(where) if wanted and self._able() else None
+
+    def _able(self) -> bool:
+        """Whether the model can; nobody takes the trial for a run."""
+        with _hooks(self.model.base_model):
+            return last.able(self.model)
+
     @contextmanager
     def _rows(self, where: Tensor) -> Iterator[None]:
         """The head sees the chosen rows alone, whichever of body and head first has a row for each place."""
         body, head = self.model.base_model, self.model.get_output_embeddings()
-        chosen, handles = False, []
+        chosen, handles, again = False, [], self._said
 
         def rows(hidden: Tensor) -> Tensor:
             nonlocal chosen
+            if self._chosen is not None and self._chosen.used and not chosen:
+                chosen = True
+                return self._chosen.rows(hidden, where)
             if chosen or hidden.shape[:-1] != where.shape:
                 return hidden
             chosen = True
             return hidden[where][None]
 
         def after_body(module: nn.Module, args: Any, output: Any) -> Any:
-            if not self.model.training and output[0].shape[:-1] == where.shape:
+            if self._chosen is not None and not self._chosen.used:
+                self._chosen = None
+            if not self.model.training and (self._chosen or output[0].shape[:-1] == where.shape):
                 self._said = output
             return _with_hidden(output, rows(output[0]))
 
         def before_head(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (rows(args[0]), *args[1:])
 
-        again = self._said
         if body is not self.model and again is None:
             handles.append(body.register_forward_hook(after_body))
         # T5 keeps encoder and decoder beside the head, and OPT's and BART's decoders never call the base model as such
         if head is not None:
             handles.append(head.register_forward_pre_hook(before_head))
         try:
-            with _echo(body, None if again is None else _with_hidden(again, rows(again[0]))):
+            with ExitStack() as held:
+                if again is not None:
+                    held.enter_context(_echo(body, _with_hidden(again, rows(again[0]))))
+                elif self._chosen is not None:
+                    held.enter_context(last.at(self.model, self._chosen))
                 yield
         finally:
             for handle in handles:
@@ -86,18 +116,27 @@ class Reading:
 
 @contextmanager
 def _echo(body: nn.Module, said: Any) -> Iterator[None]:
-    """The body says this without running, and none of its hooks take that for a run; it runs if there is nothing to say."""
-    if said is None:
-        yield
-        return
-    names = ("forward", "_forward_hooks", "_forward_pre_hooks")
-    own = {name: body.__dict__[name] for name in names if name in body.__dict__}
-    body.__dict__.update(forward=lambda *args, **kwargs: said, _forward_hooks={}, _forward_pre_hooks={})
+    """The body says this without running."""
+    own = body.__dict__.get("forward")
+    with _hooks(body):
+        body.__dict__["forward"] = lambda *args, **kwargs: said
+        try:
+            yield
+        finally:
+            body.__dict__.pop("forward")
+            if own is not None:
+                body.__dict__["forward"] = own
+
+
+@contextmanager
+def _hooks(body: nn.Module) -> Iterator[None]:
+    """None of the body's hooks hears of what happens meanwhile."""
+    own = body._forward_hooks, body._forward_pre_hooks
+    body.__dict__.update(_forward_hooks={}, _forward_pre_hooks={})
     try:
         yield
     finally:
-        body.__dict__.pop("forward")
-        body.__dict__.update(own)
+        body.__dict__.update(_forward_hooks=own[0], _forward_pre_hooks=own[1])
 
 
 def _with_hidden(output: Any, hidden: Tensor) -> Any:

@@ -50,8 +50,7 @@ class LengthFirst(Posterior):
 
     def draft(self, decode: Decode, key: Key) -> Draw:
         """The lengths of gaps are drawn now, words behind masks when they are asked for; words in doubt are said now."""
-        counts = self._lengths(decode, key.fold(0)).masked_fill(~self.xt.valid, 0)
-        x0, place = open_gaps(self.xt, counts, self.specials)
+        x0, place = self._opened(decode, key.fold(0))
         no = torch.zeros_like(x0.fixed)
         where = (x0.ids == self.specials.mask) | x0.doubtful
         # the length of a gap under a constraint is decided once
@@ -60,11 +59,17 @@ class LengthFirst(Posterior):
         draw = Draw(x0.with_(doubtful=no), place, torch.zeros(where.shape, device=where.device), where, look)
         return draw.drawn() if bool(x0.doubtful.any()) else draw
 
+    def _opened(self, decode: Decode, key: Key) -> tuple[Tokens, Tensor]:
+        """xt with its gaps opened to lengths that are drawn, and the place in xt of each element."""
+        if bool(((self.xt.ids == self.specials.gap) | self.xt.surplus).any()):
+            counts = self._lengths(decode, key).masked_fill(~self.xt.valid, 0)
+            return open_gaps(self.xt, counts, self.specials)
+        column = torch.arange(self.xt.ids.shape[1], device=self.xt.ids.device)
+        return self.xt, column.expand_as(self.xt.ids)
+
     def _lengths(self, decode: Decode, key: Key) -> Tensor:
         """(B, L) how many elements every column of xt stands for: the length drawn for a gap, 0 for what is one too many."""
         gap, surplus, counts = self.xt.ids == self.specials.gap, self.xt.surplus, torch.ones_like(self.xt.ids)
-        if not bool((gap | surplus).any()):
-            return counts
         u = key.uniform(gap.shape[1])
         logits = self.ask(self.xt, gap | surplus)
         at_gap = gap[gap | surplus]

@@ -69,7 +69,7 @@ def fim_tokens(tokenizer: "PreTrainedTokenizerBase") -> FimTokens | None:
 class Middle(Denoiser):
     """Any `AutoModelForCausalLM` whose tokenizer has fill-in-the-middle tokens (`fim_tokens`)."""
 
-    timeless = True
+    timeless = joint = True
 
     def __init__(self, model: Any, specials: Specials, fim: FimTokens) -> None:
         super().__init__()

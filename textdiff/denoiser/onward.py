@@ -25,7 +25,7 @@ class Onward(Denoiser):
     ends: the tokens that end a text; those of `continuing` unless given.
     """
 
-    timeless = True
+    timeless = joint = True
 
     def __init__(self, continuing: Continuing, ends: tuple[int, ...] = ()) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class Sentinels(Denoiser):
     sentinels: their ids, in order (`sentinel_ids`). eos: the token that ends a text, by default what the config says.
     """
 
-    timeless = True
+    timeless = joint = True
 
     def __init__(self, model: Any, specials: Specials, sentinels: tuple[int, ...], eos: int | None = None) -> None:
         super().__init__()

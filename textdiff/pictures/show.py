@@ -20,7 +20,7 @@ def show(
     *,
     label: str | None = None,
     num_return_sequences: int | None = None,
-    num_steps: int | None = None,
+    num_steps: int | str | None = None,
     rule: str | None = None,
     seed: int = 0,
     progress: Callable[[int], Any],
@@ -37,9 +37,7 @@ def show(
     checkpoint = load_checkpoint(model)
     config = checkpoint.config
     labels = labels_of(config, label, num_return_sequences)
-    steps, name = config.diffusion.num_steps if num_steps is None else num_steps, rule or config.diffusion.rule
-    if steps < 1:
-        raise ValueError(f"num_steps {steps} is not positive; 1 draws everything at once")
+    name, steps = rule or config.diffusion.rule, config.diffusion.num_steps if num_steps is None else _number(num_steps)
     config.diffusion.check_rule(name)
     denoiser, chosen = config.build_denoiser(checkpoint.model).eval(), rule_of(name)
     bar = progress(turns(len(labels), steps))
@@ -63,3 +61,10 @@ def labels_of(config: PictureConfig, label: str | None, count: int | None) -> Te
         known = ", ".join(config.names) or "none, as it was trained without"
         raise ValueError(f"no class {label!r}; the model's are: {known}")
     return torch.full((count or 10,), config.names.index(label))
+
+
+def _number(num_steps: int | str) -> int:
+    """A number of steps. ValueError for anything else: an image changes at every step."""
+    if not str(num_steps).isdigit() or int(num_steps) < 1:
+        raise ValueError(f"num_steps {num_steps} is not positive, or no number; 1 draws everything at once")
+    return int(num_steps)

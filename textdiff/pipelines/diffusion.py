@@ -10,12 +10,14 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.checkpoint import DiffusionConfig
-from textdiff.continuation import Size, Written, cut, until, write
+from textdiff.continuation import Size, Written, cut, settled, until, write
 from textdiff.pipelines.opened import Opened
+from textdiff.sampler import either
 from textdiff.tokenizer import encode
 
 TASK = "text-diffusion"
-_WRITING = ("max_new_tokens", "min_new_tokens", "num_steps", "rule", "temperature", "top_k", "top_p", "seed")
+_DRAWING = ("temperature", "top_k", "top_p", "min_p")
+_WRITING = ("max_new_tokens", "min_new_tokens", "num_steps", "max_time", "rule", *_DRAWING, "seed")
 _OPTIONS = {*_WRITING, "num_return_sequences", "streamer", "stop_strings", "return_full_text"}
 
 
@@ -25,8 +27,9 @@ class TextDiffusionPipeline(Pipeline):
     Input: a prompt, "" for a blank page; a chat, a list of {"role", "content"}, where the tokenizer has a chat template; or
     a list of either. Options, at construction or at the call: max_new_tokens (the checkpoint's max_gap unless given, 24 for
     other models; exactly that many where the model keeps lengths, as masked ones do), min_new_tokens,
-    num_return_sequences, num_steps, rule, temperature, top_k, top_p, seed, stop_strings (a text ends with the first of
-    them), return_full_text (the prompt with it, as is usual), streamer (see `generation.generate`), batch_size.
+    num_return_sequences, num_steps (also "auto", "inf"), max_time (seconds for a batch), rule, temperature, top_k, top_p,
+    min_p, seed, stop_strings (a text ends with the first of them, and is written no further once one is settled),
+    return_full_text (the prompt with it, as is usual), streamer (see `generation.generate`), batch_size.
     Output per prompt: one dict per sequence, {"generated_text", "score"}, for a chat with the messages and the
     assistant's as generated_text; the score is the log-probability in nats of the words written, given how many there are.
     What a prompt spells is text, and comes back byte for byte. In a chat special tokens are the template's alone: a message
@@ -138,7 +141,10 @@ class TextDiffusionPipeline(Pipeline):
         route = self.route
         most = options.get("max_new_tokens", route.decode.max_gap)
         size = Size(most, options.get("min_new_tokens", 0), route.keeps_lengths)
-        wanted, drawn = self.opened.sampling(options, ("temperature", "top_k", "top_p"))
+        wanted, drawn = self.opened.sampling(options, _DRAWING)
+        if strings := options.get("stop_strings"):
+            found = settled(self.tokenizer, route.specials, strings)
+            wanted["stop"] = either(wanted["stop"], found) if "stop" in wanted else found
         return size, wanted | {"decode": replace(route.decode, **drawn)}
 
     def score(self, texts: str | Sequence[str], **options: Any) -> Any:

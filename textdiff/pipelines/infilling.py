@@ -14,16 +14,21 @@ from textdiff.filling import Infill, Page, infill, prepare
 from textdiff.gaps import Gap, Parts, parse
 from textdiff.pipelines.opened import Opened
 from textdiff.posterior import Processor
+from textdiff.selecting import SELECTS
 
 TASK = "text-infilling"
 BATCH = 32  # texts filled at once, unless batch_size says otherwise
-_DECODE = ("temperature", "top_k", "top_p", "max_gap", "max_calls")
+_DECODE = ("temperature", "top_k", "top_p", "min_p", "max_gap", "max_calls")
 _OPTIONS = (
     *(
         "num_return_sequences",
         "candidates",
+        "select",
         "num_steps",
+        "max_time",
         "rule",
+        "guidance",
+        "guidance_schedule",
         *_DECODE,
         "seed",
         "banned",
@@ -40,9 +45,12 @@ class TextInfillingPipeline(Pipeline):
     `[GAP:yes|no]`, `[GAP:/regex/]`, or the model's own mask token), or a list of parts such as
     `["My fellow ", Gap(), "."]`; or a list of either. Options, at construction or at the call:
 
-    num_return_sequences, seed: how many fillings, and which. candidates: of how many drawn each is the most fluent.
-    num_steps: turns of the reverse process. rule: fresh, posterior, ranked, partial:RHO.
-    temperature (0: the most probable), top_k, top_p: how words are drawn.
+    num_return_sequences, seed: how many fillings, and which. candidates: of how many drawn each is the best; select: by
+    what, fluent, likely or mbr (`textdiff.selecting`).
+    num_steps: turns of the reverse process, "auto" or "inf" (`textdiff.clocks`). rule: docs/rules.md has the names.
+    max_time: seconds, after which what is still hidden of a batch is drawn at once.
+    temperature (0: the most probable), top_k, top_p, min_p: how words are drawn. guidance: a scale from 0 on, and
+    guidance_schedule: constant, rising or falling (`textdiff.denoiser.guided`).
     max_gap: the longest content of a gap, in tokens. max_calls: texts that may be tried for each to find its gaps' lengths.
     banned: strings that no gap may contain. logits_processor: transformers' LogitsProcessorList.
     on_error: "raise" names the text that cannot be filled before any is; "return" fills the others, and has
@@ -172,13 +180,14 @@ class TextInfillingPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         pages, wanted = inputs["pages"], self._sampling(options)
-        own = {name: wanted[name] for name in ("decode", "seed", "samples")}
+        own, tools = {name: wanted[name] for name in ("decode", "seed", "samples")}, self._tools()
         # who asks how words are to be written gets them written
-        said = {"num_steps", "rule", "logits_processor"} & {*options}
-        chosen = [None if said else self.opened.choose(page, **own) for page in pages]
-        rest = [page for page, found in zip(pages, chosen, strict=True) if found is None]
-        others = iter(infill(rest, **wanted, **self._tools()) if rest else ())
-        return {"filled": [next(others) if found is None else found for found in chosen]}
+        said = {"num_steps", "rule", "logits_processor", "guidance"} & {*options}
+        whole = [None if said else self.opened.choose(page, **own) for page in pages]
+        rest = [page for page, found in zip(pages, whole, strict=True) if found is None]
+        tools["denoiser"] = self.opened.denoiser(options)
+        others = iter(infill(rest, **wanted, **tools) if rest else ())
+        return {"filled": [next(others) if found is None else found for found in whole]}
 
     def postprocess(self, outputs: dict[str, Any]) -> Any:
         filled = outputs["filled"]
@@ -204,6 +213,7 @@ class TextInfillingPipeline(Pipeline):
             "decode": replace(self.route.decode, **drawn, processors=tuple(processors)),
             "samples": options.get("num_return_sequences", 1),
             "candidates": candidates,
+            "select": _known(options.get("select", "fluent")),
         }
 
     def refine(self, texts: str | Sequence[str], t: float, keep: Sequence[str] = (), **options: Any) -> list[Any]:
@@ -215,9 +225,10 @@ class TextInfillingPipeline(Pipeline):
         _, options, _ = self._sanitize_parameters(**options)
         drafts = [texts] if isinstance(texts, str) else list(texts)
         spans = [find(text, [phrase for phrase in keep if len(drafts) == 1 or phrase in text]) for text in drafts]
-        chosen = self._sampling({"num_steps": 16, **options})
-        del chosen["candidates"]
-        results = [[as_dict(r) for r in found] for found in refine(drafts, t, keep=spans, **chosen, **self._tools())]
+        wanted = self._sampling({"num_steps": 16, **options})
+        del wanted["candidates"], wanted["select"]
+        tools = self._tools() | {"denoiser": self.opened.denoiser(options)}
+        results = [[as_dict(r) for r in found] for found in refine(drafts, t, keep=spans, **wanted, **tools)]
         return results[0] if isinstance(texts, str) else results
 
 
@@ -251,6 +262,12 @@ def as_dict(result: Infill) -> dict[str, Any]:
         "named": named,
         "gaps": gaps,
     }
+
+
+def _known(select: str) -> str:
+    if select not in SELECTS:
+        raise ValueError(f"unknown select {select!r}; there are {', '.join(SELECTS)}")
+    return select
 
 
 def _is_parts(inputs: Sequence[Any]) -> bool:

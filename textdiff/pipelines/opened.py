@@ -10,11 +10,14 @@ import torch
 
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config
 from textdiff.choosing import choose, few
+from textdiff.clocks import steps_of
+from textdiff.denoiser import Denoiser, Guided
 from textdiff.filling import Infill, Page
 from textdiff.gaps import Parts, parse
 from textdiff.hub import push, save
 from textdiff.posterior import Decode
 from textdiff.rulebook import rule_of
+from textdiff.sampler import after
 from textdiff.scoring import rank, score, scorer
 from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route
 
@@ -74,18 +77,26 @@ class Opened:
         return self.route.likelihood()
 
     def sampling(self, options: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """steps, rule, seed; and those of `names` that say how words are drawn: what was asked for, else the route's own."""
+        """steps, rule, seed, stop; and those of `names` that say how words are drawn: as asked for, else the route's own."""
         route, samples = self.route, options.get("num_return_sequences", 1)
         if samples < 1:
             raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
         drawn: dict[str, Any] = {name: options[name] for name in names if name in options}
         if samples > 1 and route.decode.temperature == 0:
             drawn = {"temperature": SAMPLED, **drawn}
-        steps = options.get("num_steps", route.steps)
-        if steps is not None and steps < 1:
-            raise ValueError(f"num_steps {steps} is not positive; 1 fills everything at once")
-        rule = rule_of(options.get("rule", route.rule))
-        return {"steps": steps, "rule": rule, "seed": options.get("seed", 0)}, drawn
+        wanted: dict[str, Any] = {
+            "steps": steps_of(options.get("num_steps", route.steps)),
+            "seed": options.get("seed", 0),
+        }
+        if (seconds := options.get("max_time")) is not None:
+            wanted["stop"] = after(seconds)
+        return wanted | {"rule": rule_of(options.get("rule", route.rule))}, drawn
+
+    def denoiser(self, options: dict[str, Any]) -> Denoiser:
+        """The route's denoiser, guided where that is asked for (`guided.Guided`)."""
+        if (scale := options.get("guidance")) is None:
+            return self.route.denoiser
+        return Guided.of(self.route.denoiser, scale, options.get("guidance_schedule", "constant"))
 
     def save(self, folder: str | Path, options: dict[str, Any]) -> None:
         """A complete checkpoint with its card (`hub.save`); options are those of push_to_hub, for push_to_hub=True."""

@@ -1,0 +1,162 @@
+"""Writes docs/rules.md: every rule by name, the paper it is from, whether it samples the data, what proves it, its lines.
+
+Run: python docs/make_rules.py. A test compares.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from textdiff import remasking, revealing, rules
+from textdiff.rulebook import RULES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "rules.md"
+LAWS, TESTS = "test_laws.py::test_a_perfect_denoiser_samples_the_data", "test_rules.py::"
+DATA, ONE = f"{TESTS}test_a_perfect_denoiser_samples_the_data", f"{TESTS}test_orders_of_one_token_a_step"
+BIASED = f"{TESTS}test_what_looks_at_words_is_biased"
+EXACT = "exact"
+MASKS = "exact for masks and delete-then-mask; with plain deletion a heuristic, whose history the model does not know"
+ORDER = "exact for masks where the order looks at x_t alone and a step reveals one word; `drawn` is biased"
+PICK = "exact for masks where a step reveals one word; several at once err by what these words share"
+
+
+class Row(NamedTuple):
+    """What the page says of a rule. code: the functions whose lines it is."""
+
+    paper: str
+    law: str
+    proof: str
+    code: tuple[Callable[..., object], ...]
+
+
+ROWS = {
+    "fresh": Row("Su, kexue.fm archives 9262; Cold Diffusion's Naive Sampling", EXACT, LAWS, (rules._fresh,)),
+    "posterior": Row(
+        "D3PM-absorbing (arXiv:2107.03006), MDLM (2406.07524), DDIM (2010.02502); first-hitting (2409.02908) with "
+        "infinitely many steps", EXACT, LAWS, (rules._posterior,),
+    ),
+    "partial": Row("ReMDM with sigma = RHO (1 - alpha_s) (2503.00307)", EXACT, LAWS, (rules._partial,)),
+    "remdm-cap": Row("ReMDM-cap (2503.00307)", EXACT, DATA, (remasking.capped, remasking._remasking)),
+    "remdm-rescale": Row("ReMDM-rescale (2503.00307)", EXACT, DATA, (remasking.rescaled, remasking._remasking)),
+    "remdm-conf": Row(
+        "ReMDM-conf (2503.00307)", "biased: what is hidden again depends on the words", BIASED,
+        (remasking.least_sure, remasking._remasking),
+    ),
+    "remdm-loop": Row("ReMDM-loop (2503.00307)", EXACT, DATA, (remasking.looped, remasking._remasking)),
+    "forward-backward": Row(
+        "corrector steps (Campbell et al., 2205.14987)", EXACT, DATA, (remasking.forward_backward, remasking._forward)
+    ),
+    "gibbs": Row("leave-one-out Gibbs sampling after the posterior", MASKS, DATA, (remasking.gibbs, remasking._one_again)),
+    "mask-predict": Row(
+        "Mask-Predict (1904.09324)", "biased: the least probable words are drawn again", BIASED, (remasking._mask_predict,)
+    ),
+    "doubt": Row(
+        "self-correction: improbable words are hidden again", "biased: what is hidden again depends on the words", BIASED,
+        (remasking.doubting, remasking._remasking),
+    ),
+    "ranked": Row(
+        "MaskGIT (2202.04200), LLaDA (2502.09992): `drawn`; Kim et al. (2502.06768): `margin`; Dream (2508.15487): "
+        "`entropy`; any-order and left-to-right autoregression", ORDER, ONE, (revealing._ranked,),
+    ),
+    "threshold": Row("Fast-dLLM (2505.22618)", PICK, ONE, (revealing.threshold, revealing._revealing)),
+    "budget": Row(
+        "entropy-bounded unmasking (2505.24857)", f"{PICK}, by no more than GAMMA nats a step", ONE,
+        (revealing.within_budget, revealing._revealing),
+    ),
+    "top": Row(
+        "a fixed number of words a step, as in LLaDA and Dream", PICK, ONE, (revealing.most_likely, revealing._revealing)
+    ),
+    "sde": Row(
+        "DDPM (2006.11239) at 1, DDIM at ETA: Gaussian noise", "exact as steps get small",
+        "test_images.py::test_small_steps_are_an_sde", (rules._sde,),
+    ),
+    "ode": Row(
+        "the probability-flow ODE's first-order step: Gaussian noise", "exact as steps get small",
+        "test_diffusers.py::test_ddim", (rules._sde,),
+    ),
+}  # fmt: skip
+
+INTRO = """# Rules: which noise goes back in
+
+Written by `python docs/make_rules.py`; a test compares. A rule is given by name, on the command line (`--rule`), in
+pipelines (`rule=`) and in `diffusion_config.json`; from Python `textdiff.rule_of(name)` makes it. A number that is left out
+is the one in the second column.
+
+"Exact" means: with the true q(x0 | xt) the samples are the data, in any number of steps. The tests enumerate toys and assert
+it by chi-square with 100,000 samples, with a control that fails; what is biased is shown to be so, by the same test.
+Lines are those of the rule's code, without docstrings.
+
+| rule | if left out | from | law | proof | lines |
+|---|---|---|---|---|---|
+"""
+REST = """
+`@N` after the name reveals in blocks of N of the tokens that are the model's to write, from left to right:
+`ranked:drawn@32` is LLaDA's semi-autoregressive decoding, `threshold:0.9@32` Fast-dLLM's. {blocks} have blocks.
+
+## Steps
+
+`num_steps` says how finely time is cut. Where the model is not told t (all of text) and a rule keeps the noise
+(`posterior`, `ranked`), the noise says beforehand at which steps a row changes, and it is read at these alone: 1,000 steps
+of a gap of 20 words cost at most 20 calls. With `num_steps="inf"` words come one after the other, at the moments of continuous
+time (first-hitting). `threshold`, `budget` and `top` end when nothing is hidden any more, and take infinitely many steps,
+too. `num_steps="auto"` takes so many that a word is drawn together with half another one on average
+(`textdiff/clocks.py`). Rows of a batch go at clocks of their own, and none waits for another.
+
+- Words that a step does not show are not drawn; the head, and in models where a trial finds that it may, the last layer
+  speak of the places asked alone.
+- `forward-backward` and `gibbs` go back in time: of their steps every third, and every second of the last 2 ROUNDS, only
+  hide, and call no model.
+
+## A rule of your own
+
+A rule is a function. This one reveals what stands beside a visible word first, in {lines} lines (`examples/new_rule.py`):
+
+```python
+{example}
+```
+
+`process.infer` is the noise that explains x_t, `process.deal(noise, x0, hide, s, key)` changes it so that just `hide` is
+hidden at s, `process.rank(noise, xt, draw, score)` reveals the largest scores first, `draw.measured(measure, where)` asks
+the model about places before a word is drawn, `draw.drawn(where)` draws there.
+"""
+
+
+def lines(*functions: Callable[..., object]) -> int:
+    """How many lines of code these have, docstrings and blank lines aside."""
+    count = 0
+    for function in functions:
+        tree = ast.parse(inspect.getsource(function).strip()).body[0]
+        assert isinstance(tree, ast.FunctionDef)
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(node, ast.FunctionDef) and isinstance(body, list) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        count += len(ast.unparse(tree).splitlines())
+    return count
+
+
+def example() -> str:
+    """The rule of examples/new_rule.py, as it stands there."""
+    source = (ROOT / "examples" / "new_rule.py").read_text(encoding="utf-8")
+    (node,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "beside"]
+    rule = next(line for line in source.splitlines() if line.startswith("BESIDE"))
+    return "\n".join([*source.splitlines()[node.lineno - 1 : node.end_lineno], "", rule])
+
+
+def page() -> str:
+    """The whole page."""
+    rows = []
+    for name, row in ROWS.items():
+        usage, default = RULES[name].usage.replace("|", "\\|"), RULES[name].default
+        rows.append(f"| `{usage}` | {default} | {row.paper} | {row.law} | `{row.proof}` | {lines(*row.code)} |")
+    blocks = ", ".join(f"`{name}`" for name, entry in RULES.items() if entry.blocks)
+    text = example()
+    return INTRO + "\n".join(rows) + "\n" + REST.format(blocks=blocks, example=text, lines=len(text.splitlines()))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
