@@ -168,6 +168,7 @@ def page() -> str:
             "Written by `python docs/make_processes.py`; a test compares. Proofs are in `tests/`.",
             "A rule says which noise goes back in: `fresh` new noise, `posterior` the noise that explains x_t, `partial:RHO` that",
             "with a share RHO redrawn, `ranked` dealt out by confidence, `sde:SCALE` and `ode` steps of the SDE and the ODE.",
+            "All rules are in `docs/rules.md`.",
             "",
             "| process | rule | data | reproduces | proof | command |",
             "|---|---|---|---|---|---|",

@@ -20,7 +20,7 @@ from textdiff.images import Images
 from textdiff.keys import Key
 from textdiff.process import VariancePreserving
 from textdiff.rules import sde
-from textdiff.sampler import LOOP, sample
+from textdiff.sampler import sample
 from textdiff.schedule import Betas, Steps
 from textdiff.udm import UDM
 
@@ -108,9 +108,7 @@ def apart(model, family, eta, monkeypatch, predict="eps", clip=False, dtype=torc
     start = Images(key.fold(99).normal(64).view(-1, 1, 8, 8).to(dtype), torch.full((COUNT,), -1))
     start = start if labels is None else Images(start.pixels, labels)
     # where the rule `sde` draws: use 1 of the key of this step's second use
-    noises = [
-        key.fold(LOOP).fold(2 * number + 1).fold(1).normal(64).view(-1, 1, 8, 8).to(dtype) for number in range(STEPS)
-    ]
+    noises = [key.fold(2 * number + 1).fold(1).normal(64).view(-1, 1, 8, 8).to(dtype) for number in range(STEPS)]
     mine = ours(model, made, start, key, eta, predict, clip)
     other = theirs(model, made, start, noises, monkeypatch, eta)
     assert len(mine) == len(other) == STEPS and float(other[-1].std()) > 0.05
@@ -157,7 +155,7 @@ def test_differences_are_noticed(monkeypatch) -> None:
     made = scheduler(DDIMScheduler, "eps", False)
     key = Key.of(0, COUNT)
     start = Images(key.normal(64).view(-1, 1, 8, 8), torch.full((COUNT,), -1))
-    noises = [key.fold(LOOP).fold(2 * number + 1).fold(1).normal(64).view(-1, 1, 8, 8) for number in range(STEPS)]
+    noises = [key.fold(2 * number + 1).fold(1).normal(64).view(-1, 1, 8, 8) for number in range(STEPS)]
     other = theirs(Wave(), made, start, noises, monkeypatch, 0.5)[-1]
     assert float((ours(Wave(), made, start, key, 0.5, "eps", False)[-1] - other).abs().max()) < 1e-9
     assert float((ours(Wave(), made, start, key, 0.55, "eps", False)[-1] - other).abs().max()) > 1e-3

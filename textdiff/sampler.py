@@ -35,9 +35,6 @@ def either(*stops: Stop) -> Stop:
     return lambda x, t: torch.stack([stop(x, t) for stop in stops]).any(0)
 
 
-LOOP = 1 << 42  # a use of a key that no process has: x may carry noise that was drawn from the same key
-
-
 @dataclass(frozen=True)
 class Step:
     """One turn of the loop.
@@ -78,7 +75,7 @@ def sample(
     """
     clock = Clock.of(steps, start, len(key), key.state.device, rule.times)
     when = rule.when if denoiser.timeless else always
-    rows, key = torch.arange(len(key), device=key.state.device), key.fold(LOOP)
+    rows = torch.arange(len(key), device=key.state.device)
     decode = decode or Decode()
     while len(rows):
         with torch.inference_mode():  # not while the caller has the step: whoever drops the loop would keep the mode
