@@ -2,9 +2,9 @@
 
     python benchmarks/states.py [--threads 1] [--rounds 5] [--length 256] [--batch 8] [--steps 16]
 
-A state by deletion holds what is left and one marker per gap, by masks a token for every place. States are made by the forward
-process, which is what a perfect denoiser's reverse run goes through; every state is read once by the same stock model, the texts
-of a batch padded to the longest of them. Printed: mean length, seconds of each, and the ratio (masks by deletion).
+A state by deletion holds what is left and one marker per gap, by masks a token for every place. States are made by the
+forward process, which is what a perfect denoiser's reverse run goes through; each is read once by the same stock model, the
+texts of a batch padded to the longest of them. Printed: mean length, seconds of each, and the ratio (masks by deletion).
 """
 
 import argparse
