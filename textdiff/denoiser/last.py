@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-SHARE, LENGTH = 0.5, 32  # of the places asked at most, and of tokens at least, for it to be worth while
+SHARE, LENGTH = 0.5, 48  # of the places asked at most, and of tokens at least, for it to be worth while
 _KNOWN: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 

@@ -18,7 +18,7 @@ from textdiff.posterior import Draw, Posterior
 
 Noise = Any
 State = Any
-_PRIOR = 1 << 42  # a use of a key that no step has
+PRIOR = 1 << 42  # a use of a key that no step has: of a prior that carries its noise, lest the loop draws it again
 
 
 class Process(ABC):
@@ -85,10 +85,8 @@ class Process(ABC):
         raise ValueError(_no_tokens(self))
 
     def prior(self, x: State, key: Key) -> State:
-        """x_1, in the form of x. It may carry its noise, which the loop, under the same key, must not draw again."""
-        return self.corrupt(
-            x, self.noise(x, key.fold(_PRIOR)), torch.ones(len(x), dtype=torch.float64, device=key.state.device)
-        )
+        """x_1, in the form of x."""
+        return self.corrupt(x, self.noise(x, key), torch.ones(len(x), dtype=torch.float64, device=key.state.device))
 
     def weight(self, t: Tensor) -> Tensor:
         """The weight of -log q at times t (B,) in the likelihood bound; 1 where no bound is known."""

@@ -31,7 +31,7 @@ from torch import Tensor
 from textdiff.keys import Key
 from textdiff.posterior import Draw, Posterior
 from textdiff.process.alignment import closed, embeddings, without_markers
-from textdiff.process.base import Process
+from textdiff.process.base import PRIOR, Process
 from textdiff.process.masking import Masking
 from textdiff.process.uniform import Uniform, either, sides
 from textdiff.schedule import Linear, Schedule, reaching
@@ -146,6 +146,9 @@ class Deletion(Process):
             return DeletionNoise(*(torch.where(pick, new, old) for new, old in zip(fresh, inferred, strict=True)))
         e = torch.where(key.fold(1).uniform(inferred.e.shape[1]) < rho, fresh.e, inferred.e)
         return DeletionNoise(self.uniform.blend(inferred.u, fresh.u, rho, key.fold(0)), e)
+
+    def prior(self, x: Tokens, key: Key) -> Tokens:
+        return super().prior(x, key.fold(PRIOR))
 
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)

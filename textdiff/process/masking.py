@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textdiff.keys import Key
 from textdiff.posterior import Draw, Posterior
-from textdiff.process.base import Process
+from textdiff.process.base import PRIOR, Process
 from textdiff.process.uniform import Uniform, shuffled
 from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens
@@ -53,6 +53,9 @@ class Masking(Process):
         beta, hidden = self.schedule.beta(t)[:, None], self.hidden(xt, draw)
         low, high = torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0)
         return self.uniform.infer(draw.x0, low, high, key, draw.seen(xt.eps))
+
+    def prior(self, x: Tokens, key: Key) -> Tokens:
+        return super().prior(x, key.fold(PRIOR))
 
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)

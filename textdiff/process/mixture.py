@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textdiff.keys import Key
 from textdiff.posterior import Draw, Posterior
-from textdiff.process.base import Noise, Process
+from textdiff.process.base import PRIOR, Noise, Process
 from textdiff.tokens import Tokens, concatenate
 
 
@@ -80,6 +80,9 @@ class Mixture(Process):
             return self.processes[c].blend(inferred.parts[c], fresh.parts[c], mine, key[rows])
 
         return self._split(inferred.choice, make)
+
+    def prior(self, x: Tokens, key: Key) -> Tokens:
+        return super().prior(x, key.fold(PRIOR))
 
     def beta(self, t: Tensor) -> Tensor:
         shares = [process.beta(t) for process in self.processes]
