@@ -75,7 +75,8 @@ def test_it_says_what_the_whole_layer_says(name: str) -> None:
     model = built(MODELS[name])
     inputs, where = texts()
     whole = model(**inputs).logits
-    read = head.Reading(model, where.shape, **inputs)
+    alone = {"use_cache": False} if name == "llama, open" else {}
+    read = head.Reading(model, where.shape, **inputs, **alone)
     torch.testing.assert_close(read.logits(where), whole[where], atol=1e-4, rtol=1e-4)
     assert read._chosen is not None and read._chosen.used
     part = where & (torch.arange(3)[:, None] > 0)
@@ -91,6 +92,20 @@ def test_others_go_the_usual_way(name: str) -> None:
     inputs, where = texts()
     read = head.Reading(model, where.shape, **inputs)
     torch.testing.assert_close(read.logits(where), model(**inputs).logits[where], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_cache_is_written_once() -> None:
+    """A model that remembers what it read goes the usual way: its last layer must not run twice."""
+    model = built(MODELS["llama, open"])
+    inputs, where = texts()
+    whole = model(**inputs, use_cache=True)
+    assert last.able(model)
+    seen: list[int] = []
+    model.base_model.register_forward_hook(lambda m, a, output: seen.append(output.past_key_values.get_seq_length(2)))
+    read = head.Reading(model, where.shape, **inputs, use_cache=True)
+    torch.testing.assert_close(read.logits(where), whole.logits[where], atol=1e-5, rtol=1e-5)
+    assert seen[-1] == 64 and read._chosen is None
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 SHARE, LENGTH = 0.5, 48  # of the places asked at most, and of tokens at least, for it to be worth while
+_CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
+_PLAIN = (Tensor, bool, int, float, tuple, type(None))
 _KNOWN: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
@@ -64,6 +66,9 @@ def at(model: Any, chosen: Chosen) -> Iterator[None]:
     run = layer.forward
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cached = any(kwargs.get(name) is not None for name in _CACHES)
+        if cached or not all(isinstance(arg, _PLAIN) for arg in args):  # a cache would take down every key twice
+            return run(hidden, *args, **kwargs)
         try:
             with _Attention(_catch):
                 run(hidden, *args, **kwargs)
@@ -141,10 +146,13 @@ def _alike(model: Any) -> bool:
     mask = torch.ones_like(ids)
     mask[1, 20:] = 0
     where = (numbers.view(2, 24) % 5 == 0) & mask.bool()
-    whole = model.base_model(input_ids=ids, attention_mask=mask)[0]
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if getattr(model.config, "use_cache", None) is not None:
+        inputs["use_cache"] = False
+    whole = model.base_model(**inputs)[0]
     chosen = Chosen(where)
     with at(model, chosen):
-        part = model.base_model(input_ids=ids, attention_mask=mask)[0]
+        part = model.base_model(**inputs)[0]
     right, near = whole[where], 1000 * torch.finfo(whole.dtype).eps
     return chosen.used and torch.allclose(
         chosen.rows(part, where)[0], right, atol=near * float(right.abs().max()), rtol=near

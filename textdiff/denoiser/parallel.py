@@ -64,22 +64,23 @@ class Parallel(Denoiser):
         """Whether the model has no row for an id; `specials.size` 0 does not say."""
         return 0 < self.specials.size <= number
 
-    def _inputs(self, x: Tokens, first: int = 0) -> dict[str, Tensor]:
+    def _inputs(self, x: Tokens, first: int = 0) -> dict[str, Any]:
         """What the model is fed, from column `first` on."""
-        ids = x.ids.masked_fill(~x.valid, self.feed.pad)
+        ids, opened = x.ids.masked_fill(~x.valid, self.feed.pad), not getattr(self.model.config, "is_causal", True)
+        alone: dict[str, Any] = {"use_cache": False} if opened else {}  # nothing is gone on with
         if not x.packed:
-            return {"input_ids": ids[:, first:], "attention_mask": x.valid[:, first:].long()}
+            return {"input_ids": ids[:, first:], "attention_mask": x.valid[:, first:].long(), **alone}
         same = (x.doc[:, :, None] == x.doc[:, None, :])[:, None]  # (B, 1, L, L): padding sees padding, harmlessly
         dtype = self.model.dtype
         bias = torch.zeros(same.shape, dtype=dtype, device=x.ids.device).masked_fill(~same, torch.finfo(dtype).min)
         inputs = {"input_ids": ids, "attention_mask": bias}
-        if getattr(self.model.config, "is_causal", True):
+        if not opened:
             return inputs
         column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         starts = torch.ones_like(x.fixed)
         starts[:, 1:] = x.doc[:, 1:] != x.doc[:, :-1]
         # causal models number the tokens of each text from 0, as when it is alone
-        return inputs | {"position_ids": column - column.masked_fill(~starts, 0).cummax(1).values}
+        return inputs | alone | {"position_ids": column - column.masked_fill(~starts, 0).cummax(1).values}
 
 
 class Said(Protocol):
