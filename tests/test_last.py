@@ -121,6 +121,22 @@ def test_a_layer_that_mixes_its_places_is_found_out() -> None:
 
 
 @torch.no_grad()
+def test_pieces_are_of_one_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pieces, and whether the places are few or all: the body runs once."""
+    model, runs = built(MODELS["bert"]), []
+    inputs, few = texts()
+    last.able(model)
+    monkeypatch.setattr(head, "PIECE", 500 * 7)
+    model.base_model.register_forward_hook(lambda *_: runs.append(1))
+    for where in (few, inputs["attention_mask"].bool()):
+        runs.clear()
+        read = head.Reading(model, where.shape, **inputs)
+        said = torch.cat(list(read.pieces(where)))
+        assert len(runs) == 1
+        torch.testing.assert_close(said, model(**inputs).logits[where], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_fewer_places_cost_less() -> None:
     """As many rows go through the last layer as places are asked of a text, at most."""
     model, rows = built(MODELS["bert"]), []

@@ -36,20 +36,23 @@ class Reading:
 
     def pieces(self, where: Tensor) -> Iterator[Tensor]:
         """The logits (s, V) at the S places `where` (B, L), in row-major order, a few places at a time."""
+        self._choose(where)
         row, column = where.nonzero(as_tuple=True)
         size = piece(self.model, where.device)
         if len(row) <= size:
-            yield self.logits(where)
+            yield self._ask(where)
             return
-        self._choose(where)
         for begin in range(0, len(row), size):
             part = torch.zeros_like(where)
             part[row[begin : begin + size], column[begin : begin + size]] = True
-            yield self.logits(part)
+            yield self._ask(part)
 
     def logits(self, where: Tensor) -> Tensor:
         """Logits (S, V) at the S places of `where` (B, L) bool, in row-major order."""
         self._choose(where)
+        return self._ask(where)
+
+    def _ask(self, where: Tensor) -> Tensor:
         with self._rows(where):
             logits = self.model(**self.inputs).logits
         if logits.shape[:2] == (1, int(where.sum())):
