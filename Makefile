@@ -48,7 +48,7 @@ lint: .venv/.ready  ## check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.ready  ## time decoding against the published recipes and against generate, same weights (half an hour): runs/bench
+bench: .venv/.ready  ## time decoding against the published recipes and against generate, same weights (long): runs/bench
 	$(BIN)/python benchmarks/decoding.py --out runs/bench
 	$(BIN)/python benchmarks/costs.py --out runs/bench
 	$(BIN)/python benchmarks/blocks.py --out runs/bench
