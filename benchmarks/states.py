@@ -12,7 +12,7 @@ import statistics
 
 import torch
 from cases import CONTEXT, VOCABULARY, bidirectional
-from machine import describe, interleaved
+from machine import describe, gemm, interleaved
 
 from textdiff.keys import Key
 from textdiff.process import Deletion, Masking, Process
@@ -54,7 +54,7 @@ def main() -> None:
         for x in found:
             body(input_ids=x.ids, attention_mask=x.valid.long())
 
-    print(", ".join(f"{name} {value}" for name, value in describe().items()))
+    print(", ".join(f"{name} {value}" for name, value in describe(gemm()).items()))
     seconds = interleaved({name: lambda x=x: read(x) for name, x in kinds.items()}, options.rounds, 1)
     for name, found in kinds.items():
         ratios = [masks / mine for masks, mine in zip(seconds["masks"], seconds[name], strict=True)]
