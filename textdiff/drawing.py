@@ -15,6 +15,7 @@ from torch import Tensor
 from textdiff.posterior import Decode
 
 _SPAN = 128  # words whose probabilities are added up before any of them is looked at
+_BELOW = 1 - 2.0**-50  # the largest share of a sum that is below the sum when multiplied by it
 
 
 def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tensor]:
@@ -44,18 +45,17 @@ def _spans(weights: Tensor) -> Tensor:
 def _invert(weights: Tensor, spans: Tensor, u: Tensor) -> Tensor:
     """(S,) the first word at which the sum of weights (S, V) passes u (S,) of their total; words of weight 0 never come."""
     size, ends = weights.shape[1], spans.cumsum(-1)
-    level = u[:, None].to(ends) * ends[:, -1:]
-    span = _first_above(ends, level, spans)
-    level = level - (ends - spans).gather(1, span)
+    level = u[:, None].clamp_max(_BELOW).to(ends) * ends[:, -1:]
+    span = torch.searchsorted(ends, level, right=True).clamp_max(ends.shape[1] - 1)  # where nothing has any weight
+    share = 1 - (ends.gather(1, span) - level) / spans.gather(1, span)  # of this span, that is to be passed
     columns = span * _SPAN + torch.arange(_SPAN, device=weights.device)
-    inside = weights.gather(1, columns.clamp_max(size - 1)).masked_fill(columns >= size, 0.0).double()
-    return (span * _SPAN + _first_above(inside.cumsum(-1), level, inside))[:, 0]
-
-
-def _first_above(ends: Tensor, level: Tensor, parts: Tensor) -> Tensor:
-    """(S, 1) the first column of `ends` above the level; the largest part where rounding leaves none."""
-    found = torch.searchsorted(ends, level, right=True)
-    return torch.where(found < ends.shape[1], found, parts.argmax(-1, keepdim=True))
+    inside = weights.gather(1, columns.clamp_max(size - 1)).double()
+    if size % _SPAN:
+        inside.masked_fill_(columns >= size, 0.0)
+    ends = inside.cumsum(-1)
+    # below the end, whatever rounding did: so there is a word, and one that has some weight
+    word = torch.searchsorted(ends, share.clamp(0, _BELOW) * ends[:, -1:], right=True)
+    return (columns[:, :1] + word)[:, 0].clamp_max(size - 1)
 
 
 def probability(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ padding, number of processes, device, or on where a run was interrupted. The has
 """
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,11 +38,16 @@ class Key:
     """B independent random streams, one per row of a batch.
 
     A key is never used up: drawing twice from one key gives the same numbers. `fold` derives the keys of the
-    separate uses, like `jax.random.fold_in`.
+    separate uses, like `jax.random.fold_in`; what is never drawn from costs nothing.
     """
 
     def __init__(self, state: Tensor) -> None:
-        self.state = state  # (B,) int64
+        self._state = state
+
+    @property
+    def state(self) -> Tensor:
+        """(B,) int64."""
+        return self._state
 
     @classmethod
     def of(cls, seed: int, samples: int | Tensor) -> "Key":
@@ -51,8 +57,7 @@ class Key:
 
     def fold(self, number: int | Tensor) -> "Key":
         """The keys of use `number` (a step, a role) of these rows, or of a use (B,) int64 of each."""
-        use = (number + 1) * _GOLDEN if isinstance(number, Tensor) else _int64((number + 1) * 0x9E3779B97F4A7C15)
-        return Key(_mix(self.state ^ use) + _GOLDEN)
+        return _Folded(self, number)
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) float64 in the open interval (0, 1); column i is the same whatever `count` is."""
@@ -73,3 +78,19 @@ class Key:
 
     def __len__(self) -> int:
         return len(self.state)
+
+
+class _Folded(Key):
+    """The key of one use, made when it is first drawn from."""
+
+    def __init__(self, whole: Key, number: int | Tensor) -> None:
+        self.whole, self.number = whole, number
+
+    @cached_property
+    def _state(self) -> Tensor:  # type: ignore[override]
+        number = self.number
+        use = (number + 1) * _GOLDEN if isinstance(number, Tensor) else _int64((number + 1) * 0x9E3779B97F4A7C15)
+        return _mix(self.whole.state ^ use) + _GOLDEN
+
+    def __len__(self) -> int:
+        return len(self.whole)

@@ -121,6 +121,11 @@ class Decode:
         """Whether some words that the model could say are left out for being improbable."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
+    @property
+    def spells(self) -> bool:
+        """Whether some gap is written under an automaton."""
+        return any(constraint.automaton is not None for constraint in self.constraints)
+
     def room(self, sizes: Tensor) -> Tensor:
         """(B,) how many tokens may still be written into texts of these sizes (B,)."""
         return (

@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -106,6 +107,7 @@ class Clock:
     t: Tensor
     start: float
     times: Times
+    endless: Tensor
 
     @classmethod
     def of(cls, steps: float | Tensor, start: float, rows: int, device: torch.device, times: Times) -> "Clock":
@@ -117,27 +119,31 @@ class Clock:
             )
         if not 0 < start <= 1:
             raise ValueError(f"start {start} is not a time in (0, 1]; 1 is noise, small times change little")
-        return cls(steps, torch.zeros_like(steps, dtype=torch.int64), torch.full_like(steps, start), start, times)
+        zero, now = torch.zeros_like(steps, dtype=torch.int64), torch.full_like(steps, start)
+        return cls(steps, zero, now, start, times, steps.isinf())
 
-    @property
+    @cached_property
     def done(self) -> Tensor:
         """(B,) bool, rows that have come to the end."""
-        return (self.number >= self.steps) | self.steps.isinf() & (self.t == 0)
+        return (self.number >= self.steps) | self.endless & (self.t == 0)
 
     def to(self, moment: Tensor) -> "Clock":
         """The first of the steps ahead of each row that is at or below the moment (B,); the next one at least."""
         # a hair early: one step too many changes nothing, one too few would
         needed = (self.steps * (1 - moment / self.start) * (1 - 1e-9)).ceil()
-        endless, following = self.steps.isinf(), self.number + 1.0
-        number = torch.where(endless | (moment >= self.t), following, needed.maximum(following)).minimum(self.steps)
+        following, unknown = self.number + 1.0, moment >= self.t
+        number = torch.where(self.endless | unknown, following, needed.maximum(following)).minimum(self.steps)
         t = self.start * self.times(number, self.steps)
-        if bool((endless & (moment >= self.t) & (self.number > 0)).any()):
-            raise ValueError("this process and rule do not know when something happens next; give a number of steps")
-        t = torch.where(endless, moment.minimum(self.t * (1 - 1e-12)), t)
-        return Clock(self.steps, number.long(), t, self.start, self.times)
+        if bool(self.endless.any()):
+            if bool((self.endless & unknown & (self.number > 0)).any()):
+                raise ValueError(
+                    "this process and rule do not know when something happens next; give a number of steps"
+                )
+            t = torch.where(self.endless, moment.minimum(self.t * (1 - 1e-12)), t)
+        return replace(self, number=number.long(), t=t)
 
     def __getitem__(self, rows: Tensor) -> "Clock":
-        return Clock(self.steps[rows], self.number[rows], self.t[rows], self.start, self.times)
+        return Clock(self.steps[rows], self.number[rows], self.t[rows], self.start, self.times, self.endless[rows])
 
 
 def left(done: Tensor, rows: Tensor, x: State, key: Key, clock: Clock) -> tuple[Tensor, State, Key, Clock]:

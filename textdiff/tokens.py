@@ -5,6 +5,7 @@ A text starts with one token that is never corrupted (BOS, CLS), so every place 
 """
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,19 @@ class Specials:
     banned: tuple[int, ...] = ()
     size: int = 0
     tail: tuple[int, ...] = ()
+
+    def mute(self, size: int, device: torch.device) -> Tensor:
+        """(size,) bool, of that many ids those which are no text."""
+        if (size, device) not in self._mutes:
+            with torch.inference_mode(False):  # it outlives the call, and training uses it as well
+                mute = torch.zeros(size, dtype=torch.bool, device=device)
+                mute[self.not_text] = True
+            self._mutes[size, device] = mute
+        return self._mutes[size, device]
+
+    @cached_property
+    def _mutes(self) -> dict[tuple[int, torch.device], Tensor]:
+        return {}
 
     @property
     def words(self) -> Tensor:
@@ -108,7 +122,7 @@ class Tokens:
         """(B,) float64: how many tokens of each row are the model's to explain."""
         return (self.valid & ~self.fixed).sum(1).double()
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether some row holds more than one document."""
         return bool((self.doc > 0).any())

@@ -25,7 +25,8 @@ class LengthFirst(Posterior):
     """q(x0 | xt) of a model that answers at markers. ValueError where there is a [GAP] and no token to say its length."""
 
     def __init__(self, xt: Tokens, specials: Specials) -> None:
-        if not specials.lengths and bool(((xt.ids == specials.gap) | xt.surplus).any()):
+        self.counted = bool(((xt.ids == specials.gap) | xt.surplus).any())  # whether a number has to be said
+        if self.counted and not specials.lengths:
             raise ValueError("this model has no length tokens, so it cannot fill [GAP]; give the length, as in [GAP:3]")
         self.xt, self.specials = xt, specials
 
@@ -61,7 +62,7 @@ class LengthFirst(Posterior):
 
     def _opened(self, decode: Decode, key: Key) -> tuple[Tokens, Tensor]:
         """xt with its gaps opened to lengths that are drawn, and the place in xt of each element."""
-        if bool(((self.xt.ids == self.specials.gap) | self.xt.surplus).any()):
+        if self.counted:
             counts = self._lengths(decode, key).masked_fill(~self.xt.valid, 0)
             return open_gaps(self.xt, counts, self.specials)
         column = torch.arange(self.xt.ids.shape[1], device=self.xt.ids.device)
@@ -182,16 +183,16 @@ def possible(logits: Tensor, gap: Tensor, specials: Specials, surplus: Tensor | 
 
     Lengths at a gap (S,) bool, words elsewhere, and <|0|> too at what may be one too many, `surplus` (S,) bool.
     """
-    mute = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-    mute[specials.not_text] = True
-    words = logits.masked_fill(mute, -torch.inf)
+    words = logits.masked_fill(specials.mute(logits.shape[-1], logits.device), -torch.inf)
+    if not specials.lengths:
+        return words  # no number is said by this model
     if surplus is not None and bool(surplus.any()):
         none = specials.lengths[0]
         words[:, none] = torch.where(surplus, logits[:, none], -torch.inf)
     if not bool(gap.any()):
         return words
     # row by row, where a mask over all of (S, V) would cost as much as the head itself
-    mute = torch.ones_like(mute)
+    mute = torch.ones_like(words[0], dtype=torch.bool)
     mute[list(specials.lengths)] = False
     return words.index_put((gap.nonzero()[:, 0],), logits[gap].masked_fill(mute, -torch.inf))
 

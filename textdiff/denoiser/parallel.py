@@ -165,26 +165,29 @@ class _Apart(Look):
 
     def __init__(self, denoiser: Reader, x: Tokens, decode: Decode, u: Tensor) -> None:
         self.denoiser, self.x, self.decode, self.u = denoiser, x, decode, u
-        self._read: tuple[Tensor, Any] | None = None
+        self._read: tuple[Tensor | slice, Tokens, Any] | None = None
 
     def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
         wanted = together(self.x, where, self.decode, self.denoiser.specials.mask)
-        rows, said = self._reading(wanted)
+        rows, x, said = self._reading(wanted)
         mask = wanted[rows]
-        words, sure = at_once(
-            self.x[rows], mask, said.pieces(mask), self.decode, self.u[rows], self.denoiser.specials.pad
-        )
+        words, sure = at_once(x, mask, said.pieces(mask), self.decode, self.u[rows], self.denoiser.specials.pad)
+        if wanted is where:
+            return words, sure
         here = where[rows][mask]
         return words[here], sure[here]
 
     def measure(self, measure: Measure, where: Tensor) -> Tensor:
-        rows, said = self._reading(where)
+        rows, _, said = self._reading(where)
         return torch.cat([measure(logits) for logits in said.pieces(where[rows])])
 
-    def _reading(self, where: Tensor) -> tuple[Tensor, Any]:
+    def _reading(self, where: Tensor) -> tuple[Tensor | slice, Tokens, Any]:
         """The rows with any such place, and how they are read: those of last time again, if all are among them."""
         asked = where.any(1)
-        if self._read is None or bool((asked & ~self._read[0]).any()):
-            rows = asked.nonzero()[:, 0]
-            self._read = asked, self.denoiser.read(self.x if len(rows) == len(asked) else self.x[rows])
-        return self._read[0].nonzero()[:, 0], self._read[1]
+        if self._read is None or bool((asked & ~self._asked).any()):
+            rows: Tensor | slice = slice(None)
+            if not bool(asked.all()):
+                rows = asked.nonzero()[:, 0]
+            x = self.x if isinstance(rows, slice) else self.x[rows]
+            self._asked, self._read = asked, (rows, x, self.denoiser.read(x))
+        return self._read

@@ -36,7 +36,7 @@ def at_once(
     """A word for each of the S open places of x, `mask` (B, L), from logits in pieces (s, V), and u (B, L): its id, and its
     log-probability. That is the model's own, whatever the processors did.
     """
-    bound = (mask & _bound(x, decode))[mask]
+    bound = _bound(x, decode)[mask] if decode.spells else None
     row, column = mask.nonzero(as_tuple=True)
     said, kept, begin = [], [], 0
     for logits in pieces:
@@ -47,12 +47,12 @@ def at_once(
         scores = logits if before is None else processed(logits.clone(), before, decode)
         words, sure = draw_tokens(scores, u[row[part], column[part]], decode)
         said.append((words, sure if scores is logits else own(logits, words).to(sure)))
-        if bool(bound[part].any()):  # a gap's words are drawn together
+        if bound is not None and bool(bound[part].any()):  # a gap's words are drawn together
             kept.append((logits[bound[part]], scores[bound[part]]))
     if not said:
         return row, u[mask].float()
-    words, sure = (torch.cat(parts) for parts in zip(*said, strict=True))
-    if kept:
+    words, sure = (torch.cat(parts) for parts in zip(*said, strict=True)) if len(said) > 1 else said[0]
+    if bound is not None and kept:
         logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
         words[bound] = _spelt(x, mask, bound, scores, decode, u)
         sure[bound] = own(logits, words[bound]).to(sure)
@@ -78,6 +78,8 @@ def _spelt(x: Tokens, mask: Tensor, bound: Tensor, scores: Tensor, decode: Decod
 
 def together(x: Tokens, where: Tensor, decode: Decode, mask: int) -> Tensor:
     """(B, L) the places `where`, and with each one under an automaton all open ones of its gap: their words are one draw."""
+    if not decode.spells:
+        return where
     bound = _bound(x, decode) & (x.ids == mask)
     if not bool((where & bound).any()):
         return where
@@ -119,10 +121,12 @@ def one_by_one(
     `ids` (B, L) is the text as far as it is written, `mask` (B, L) its places that were open. Unsatisfiable where nothing
     that the model can say is left.
     """
-    bound = _bound(x, decode)
     rows = torch.arange(len(x), device=ids.device)
     if decode.processors:
         logits = processed(logits, words_before(ids, rows, column, pad), decode)
+    if not decode.spells:
+        return logits
+    bound = _bound(x, decode)
     if not bool((live & bound[rows, column]).any()):
         return logits
     logits = logits.clone()
