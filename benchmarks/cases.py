@@ -68,7 +68,7 @@ SEEDS, PRIOR = itertools.count(), 1 << 40  # the use of a key that no step has
 def ours(stage: Stage, process: Masking, rule: Rule, temperature: float) -> Tensor:
     """(B, L) ids; another seed in each run, as the recipes have."""
     key, decode = Key.of(next(SEEDS), stage.shape.batch), Decode(temperature=temperature)
-    steps, found = stage.shape.steps, stage.ids.clone()
+    steps, found = stage.shape.steps, stage.texts.ids.clone()
     empty = process.prior(stage.texts, key.fold(PRIOR))  # the noise that it draws says when what is revealed
     for step in sample(stage.denoiser, process, empty, steps=steps, key=key, rule=rule, decode=decode):
         found[step.rows] = step.x.ids

@@ -55,11 +55,11 @@ def clocks(x: Tokens, specials: Specials, steps: Steps, rule: Rule, joint: bool)
     return torch.full((len(x),), float(steps), dtype=torch.float64, device=x.ids.device)
 
 
-def portions(x: Tokens) -> Iterator[Tensor]:
-    """Rows that are filled together, those of like size: on a CPU no more than its cache is good for."""
+def portions(x: Tokens, device: torch.device) -> Iterator[Tensor]:
+    """Rows that are filled together, those of like size: by a model on a CPU no more than its cache is good for."""
     sizes = x.valid.sum(1)
     order = sizes.argsort(stable=True)
-    if x.ids.device.type != "cpu":
+    if device.type != "cpu":
         yield order
         return
     begin, rising = 0, sizes[order].tolist()

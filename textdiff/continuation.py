@@ -81,7 +81,7 @@ def write(
     """
     x = start_state(prompts, size, specials, denoiser.longest, heads)
     key = Key(Key.of(seed, torch.tensor(list(numbers or [0] * len(prompts)))).state ^ x.codes())
-    device = next(denoiser.parameters()).device
+    device = denoiser.home
     x, key = x.to(device), key.to(device)
     decode = decode or Decode()
     decode = replace(

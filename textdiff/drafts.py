@@ -101,7 +101,7 @@ def refine(
     x0 = _batch(drafts, specials)
     rows = torch.arange(len(texts)).repeat_interleave(samples)
     key = Key(Key.of(seed, torch.arange(samples).repeat(len(texts))).state ^ x0.codes()[rows])
-    device = next(denoiser.parameters()).device
+    device = denoiser.home
     x0, key = x0[rows].to(device), key.to(device)
     times = torch.full((len(key),), t, dtype=torch.float64, device=device)
     x = process.corrupt(x0, process.noise(x0, key.fold(PRIOR)), times)

@@ -255,7 +255,7 @@ def infill(
     rows = torch.arange(len(pages)).repeat_interleave(drawn)
     # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch
     key = Key(Key.of(seed, torch.arange(drawn).repeat(len(pages))).state ^ start.codes()[rows])
-    device = next(denoiser.parameters()).device
+    device = denoiser.home
     x, key = start[rows].to(device), key.to(device)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
     done: list[tuple[list[int], Tokens, int]] = []
@@ -265,7 +265,7 @@ def infill(
         x = denoiser.open(x, decode, key.fold(OPEN))
         opening = calls[0]
         turns = clocks(x, specials, steps, rule, denoiser.joint)
-        for mine in portions(x):
+        for mine in portions(x, next(denoiser.parameters()).device):
             calls[0] = opening
             now = process.prior(narrowed(x[mine], specials), key[mine].fold(PRIOR))
             run = sample(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine], stop=stop)

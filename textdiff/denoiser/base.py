@@ -36,6 +36,11 @@ class Denoiser(nn.Module, ABC):
         raise ValueError("this model cannot compare whole texts, so it fills each once; leave candidates at 1")
 
     @property
+    def home(self) -> torch.device:
+        """Where the states that it reads are kept: with the model, unless it says otherwise."""
+        return device_of(self)
+
+    @property
     def longest(self) -> int | None:
         """How many tokens of a text the model reads, None where it does not say."""
         config = getattr(self.model.config, "text_config", self.model.config)
@@ -43,6 +48,12 @@ class Denoiser(nn.Module, ABC):
         if longest is None or longest < 1:  # XLNet says -1
             return None
         return longest - _offset(self.model)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's first weights are; the host for one without any."""
+    weight = next(model.parameters(), None)
+    return torch.device("cpu") if weight is None else weight.device
 
 
 def _offset(model: nn.Module) -> int:

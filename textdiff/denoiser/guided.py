@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textdiff.denoiser.base import Denoiser
+from textdiff.denoiser.base import Denoiser, device_of
 from textdiff.denoiser.head import piece
 from textdiff.denoiser.parallel import Parallel, ParallelPosterior
 from textdiff.posterior import Posterior
@@ -57,6 +57,10 @@ class Guided(Denoiser):
         return self.denoiser.open(x, decode, key)
 
     @property
+    def home(self) -> torch.device:
+        return self.denoiser.home
+
+    @property
     def longest(self) -> int | None:
         return self.denoiser.longest
 
@@ -68,7 +72,7 @@ class Guided(Denoiser):
         blank = x.with_(ids=x.ids.masked_fill(context, ids.mask))
         hidden = ((x.ids == ids.mask) | (x.ids == ids.gap)) & own
         weight = self.weight(hidden.sum(1) / own.sum(1).clamp_min(1))
-        size = max(1, piece(self.model, x.ids.device) // 2)
+        size = max(1, piece(self.model, device_of(self.model)) // 2)
         return _Both(self.denoiser.read(concatenate([x, blank], ids.pad)), weight, size)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from textdiff.denoiser import last
+from textdiff.denoiser.base import device_of
 
 PIECE, LARGE = 1 << 20, 1 << 26  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
 
@@ -27,10 +28,14 @@ class Reading:
     """A batch as a stock model reads it, `shape` (B, L): its body runs once, when it is first asked.
 
     Where few places are asked the last layer answers for them alone (`last`); whoever asks for others has it read again.
+    Inputs and places may be elsewhere than the model.
     """
 
     def __init__(self, model: Any, shape: torch.Size, **inputs: Any) -> None:
-        self.model, self.shape, self.inputs = model, shape, inputs
+        self.model, self.shape, self.device = model, shape, device_of(model)
+        self.inputs = {
+            name: what.to(self.device) if isinstance(what, Tensor) else what for name, what in inputs.items()
+        }
         self._said: Any = None  # the body's output, where the head can be asked without it
         self._chosen: last.Chosen | None = None  # the places that it is of, where these are not all
 
@@ -38,7 +43,7 @@ class Reading:
         """The logits (s, V) at the S places `where` (B, L), in row-major order, a few places at a time."""
         self._choose(where)
         row, column = where.nonzero(as_tuple=True)
-        size = piece(self.model, where.device)
+        size = piece(self.model, self.device)
         if len(row) <= size:
             yield self._ask(where)
             return
@@ -57,7 +62,8 @@ class Reading:
             logits = self.model(**self.inputs).logits
         if logits.shape[:2] == (1, int(where.sum())):
             return logits[0]
-        return logits[:, : where.shape[1]][where]  # a head that reads something else: ProphetNet's, Perceiver's
+        # a head that reads something else: ProphetNet's, Perceiver's
+        return logits[:, : where.shape[1]][where.to(self.device)]
 
     def _choose(self, where: Tensor) -> None:
         """What is read next is to be of these places, if what was read is not of them."""
@@ -79,23 +85,24 @@ class Reading:
         """The head sees the chosen rows alone, whichever of body and head first has a row for each place."""
         body, head = self.model.base_model, self.model.get_output_embeddings()
         chosen, handles, again = False, [], self._said
+        at = where.nonzero(as_tuple=True)
 
         def rows(hidden: Tensor) -> Tensor:
             nonlocal chosen
             if self._chosen is not None and self._chosen.used and not chosen:
                 chosen = True
-                return self._chosen.rows(hidden, where)
+                return self._chosen.rows(hidden, at)
             if chosen or hidden.shape[:-1] != where.shape:
                 return hidden
             chosen = True
-            return hidden[where][None]
+            return hidden[at[0].to(self.device), at[1].to(self.device)][None]
 
         def after_body(module: nn.Module, args: Any, output: Any) -> Any:
             if self._chosen is not None and not self._chosen.used:
                 self._chosen = None
             if not self.model.training and (self._chosen or output[0].shape[:-1] == where.shape):
                 self._said = output
-            return _with_hidden(output, rows(output[0]))
+            return with_hidden(output, rows(output[0]))
 
         def before_head(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (rows(args[0]), *args[1:])
@@ -108,7 +115,7 @@ class Reading:
         try:
             with ExitStack() as held:
                 if again is not None:
-                    held.enter_context(_echo(body, _with_hidden(again, rows(again[0]))))
+                    held.enter_context(_echo(body, with_hidden(again, rows(again[0]))))
                 elif self._chosen is not None:
                     held.enter_context(last.at(self.model, self._chosen))
                 yield
@@ -142,7 +149,7 @@ def _hooks(body: nn.Module) -> Iterator[None]:
         body.__dict__.update(_forward_hooks=own[0], _forward_pre_hooks=own[1])
 
 
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: Any, hidden: Tensor) -> Any:
     """The body's output with another last hidden state."""
     if isinstance(output, tuple):
         return (hidden, *output[1:])

@@ -52,17 +52,17 @@ class Chosen:
         self.places = torch.argsort((~where).long(), dim=1, stable=True)[:, : max(int(where.sum(1).max()), 2)]
         self.column = where.long().cumsum(1) - 1
 
-    def rows(self, hidden: Tensor, where: Tensor) -> Tensor:
-        """(1, S, D) the states at places `where` (B, L), all of them chosen, of the layer's output (B, S, D)."""
-        row, column = where.nonzero(as_tuple=True)
-        return hidden[row, self.column[row, column]][None]
+    def rows(self, hidden: Tensor, at: tuple[Tensor, ...]) -> Tensor:
+        """(1, S, D) the states at places `at`, rows and columns (S,), all of them chosen, of its output (B, S, D)."""
+        row, column = at
+        return hidden[row.to(hidden.device), self.column[row, column].to(hidden.device)][None]
 
 
 @contextmanager
 def at(model: Any, chosen: Chosen) -> Iterator[None]:
     """The model's last layer answers for the chosen places alone."""
-    layer = last_layer(model)
-    own = layer.__dict__.get("forward")
+    layer = layers(model)[-1]
+    own, compiled = layer.__dict__.get("forward"), layer._compiled_call_impl
     run = layer.forward
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -78,13 +78,16 @@ def at(model: Any, chosen: Chosen) -> Iterator[None]:
             fits = hidden.shape[:2] == chosen.where.shape and len(caught.args) == 3 and query.shape == key.shape
             if fits and not causal:  # no memory of earlier calls, no keys that several queries share
                 chosen.used = True
-                return _again(run, hidden, args, kwargs, chosen.places, (key, value, mask, caught.kwargs))
+                return _again(
+                    run, hidden, args, kwargs, chosen.places.to(hidden.device), (key, value, mask, caught.kwargs)
+                )
         return run(hidden, *args, **kwargs)
 
-    layer.__dict__["forward"] = forward
+    layer.__dict__.update(forward=forward, _compiled_call_impl=None)
     try:
         yield
     finally:
+        layer.__dict__.update(_compiled_call_impl=compiled)
         layer.__dict__.pop("forward")
         if own is not None:
             layer.__dict__["forward"] = own
@@ -121,11 +124,11 @@ def _placed(what: Any, places: Tensor, length: int) -> Any:
     return what.expand(len(places), -1, -1).gather(1, places[:, :, None].expand(-1, -1, what.shape[2]))
 
 
-def last_layer(model: Any) -> Any:
-    """The last of the model's layers; None where it has no list of them."""
+def layers(model: Any) -> list[Any]:
+    """The model's layers; none where it has no list of like ones."""
     lists = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
     alike = [part for part in lists if len({type(layer) for layer in part}) == 1]
-    return max(alike, key=len)[-1] if alike else None
+    return [*max(alike, key=len)] if alike else []
 
 
 @torch.no_grad()
@@ -133,10 +136,15 @@ def able(model: Any) -> bool:
     """Whether the last layer at chosen places says what the whole of it says there. Tried out once for each model."""
     if model not in _KNOWN:
         try:
-            _KNOWN[model] = last_layer(model) is not None and _alike(model)
+            _KNOWN[model] = bool(layers(model)) and _alike(model)
         except Exception:  # whatever a family of models makes of it
             _KNOWN[model] = False
     return _KNOWN[model]
+
+
+def forget(model: Any) -> None:
+    """The model was changed: ask again."""
+    _KNOWN.pop(model, None)
 
 
 def _alike(model: Any) -> bool:
@@ -155,5 +163,5 @@ def _alike(model: Any) -> bool:
         part = model.base_model(**inputs)[0]
     right, near = whole[where], 1000 * torch.finfo(whole.dtype).eps
     return chosen.used and torch.allclose(
-        chosen.rows(part, where)[0], right, atol=near * float(right.abs().max()), rtol=near
+        chosen.rows(part, where.nonzero(as_tuple=True))[0], right, atol=near * float(right.abs().max()), rtol=near
     )

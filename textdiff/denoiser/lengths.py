@@ -183,6 +183,8 @@ def possible(logits: Tensor, gap: Tensor, specials: Specials, surplus: Tensor | 
 
     Lengths at a gap (S,) bool, words elsewhere, and <|0|> too at what may be one too many, `surplus` (S,) bool.
     """
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()  # what follows adds up probabilities
     words = logits.masked_fill(specials.mute(logits.shape[-1], logits.device), -torch.inf)
     if not specials.lengths:
         return words  # no number is said by this model

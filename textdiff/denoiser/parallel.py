@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from textdiff.denoiser.base import Denoiser
+from textdiff.denoiser.base import Denoiser, device_of
 from textdiff.denoiser.lengths import LengthFirst, possible
 from textdiff.denoiser.padding import Feed
 from textdiff.denoiser.search import search
@@ -37,6 +37,12 @@ class Parallel(Denoiser):
         self.model, self.specials, self.shift = model, specials, shift
         self.feed = Feed(self)
 
+    @property
+    def home(self) -> torch.device:
+        """The host, wherever the model is: a turn is many operations on few numbers, and a GPU takes as long to be told of
+        each as the host to do it. Only ids go to the model, and only words come back."""
+        return torch.device("cpu")
+
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return ParallelPosterior(self, xt)
 
@@ -44,7 +50,8 @@ class Parallel(Denoiser):
         """Gaps of a model without length tokens are opened by search."""
         if self.specials.lengths or not bool((x.ids == self.specials.gap).any()):
             return x
-        return search(self, x, decode, key)
+        there = device_of(self.model)  # it looks at all the logits
+        return search(self, x.to(there), decode, key.to(there)).to(x.ids.device)
 
     def logits(self, x: Tokens, where: Tensor) -> Tensor:
         """(S, V) at `where` (B, L), with everything that cannot be said there forbidden."""
@@ -94,7 +101,8 @@ class Said(Protocol):
 
 
 class Reading:
-    """What a model says of texts x (B, L), with everything that cannot be said at a place forbidden there.
+    """What a model says of texts x (B, L), with everything that cannot be said at a place forbidden there. It says it where
+    it is, wherever x is.
 
     first: how many columns of x are not fed. shift: the answer for a column stands one to its left.
     """
@@ -122,7 +130,8 @@ class Reading:
         return at.roll(-1, 1)
 
     def _possible(self, logits: Tensor, where: Any) -> Tensor:
-        return possible(logits, self.x.ids[where] == self.specials.gap, self.specials, self.x.surplus[where])
+        gap, surplus = self.x.ids[where] == self.specials.gap, self.x.surplus[where]
+        return possible(logits, gap.to(logits.device), self.specials, surplus.to(logits.device))
 
 
 class Reader(Protocol):
@@ -144,7 +153,7 @@ class ParallelPosterior(LengthFirst):
         self.denoiser = denoiser
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
-        return self.denoiser.read(x).logits(where)
+        return self.denoiser.read(x).logits(where).to(where.device)
 
     def look(self, x: Tokens, decode: Decode, u: Tensor) -> Look:
         return _Apart(self.denoiser, x, decode, u)
@@ -166,6 +175,7 @@ class _Apart(Look):
     def __init__(self, denoiser: Reader, x: Tokens, decode: Decode, u: Tensor) -> None:
         self.denoiser, self.x, self.decode, self.u = denoiser, x, decode, u
         self._read: tuple[Tensor | slice, Tokens, Any] | None = None
+        self._asked = torch.zeros(len(x), dtype=torch.bool)
 
     def words(self, where: Tensor) -> tuple[Tensor, Tensor]:
         wanted = together(self.x, where, self.decode, self.denoiser.specials.mask)
@@ -179,7 +189,7 @@ class _Apart(Look):
 
     def measure(self, measure: Measure, where: Tensor) -> Tensor:
         rows, _, said = self._reading(where)
-        return torch.cat([measure(logits) for logits in said.pieces(where[rows])])
+        return torch.cat([measure(logits) for logits in said.pieces(where[rows])]).to(where.device)
 
     def _reading(self, where: Tensor) -> tuple[Tensor | slice, Tokens, Any]:
         """The rows with any such place, and how they are read: those of last time again, if all are among them."""

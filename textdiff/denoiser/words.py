@@ -43,15 +43,17 @@ def at_once(
         part = slice(begin, begin := begin + len(logits))
         if decode.banned:
             logits = logits.index_fill(1, torch.tensor(decode.banned, device=logits.device), -torch.inf)
-        before = words_before(x.ids, row[part], column[part], pad) if decode.processors else None
+        before = words_before(x.ids, row[part], column[part], pad).to(logits.device) if decode.processors else None
         scores = logits if before is None else processed(logits.clone(), before, decode)
-        words, sure = draw_tokens(scores, u[row[part], column[part]], decode)
+        words, sure = draw_tokens(scores, u[row[part], column[part]].to(logits.device), decode)
         said.append((words, sure if scores is logits else own(logits, words).to(sure)))
         if bound is not None and bool(bound[part].any()):  # a gap's words are drawn together
-            kept.append((logits[bound[part]], scores[bound[part]]))
+            here = bound[part].to(logits.device)
+            kept.append((logits[here].to(x.ids.device), scores[here].to(x.ids.device)))
     if not said:
         return row, u[mask].float()
     words, sure = (torch.cat(parts) for parts in zip(*said, strict=True)) if len(said) > 1 else said[0]
+    words, sure = words.to(x.ids.device), sure.to(x.ids.device)
     if bound is not None and kept:
         logits, scores = (torch.cat(parts) for parts in zip(*kept, strict=True))
         words[bound] = _spelt(x, mask, bound, scores, decode, u)

@@ -1,0 +1,100 @@
+"""Ways to make a model's calls quicker: what they change, and what they refuse."""
+
+import copy
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM
+
+from tests.tiny import tiny_checkpoint
+from textdiff.denoiser import last
+from textdiff.denoiser.head import Reading
+from textdiff.tuning import WAYS, tune
+
+
+def bert(layers: int = 3) -> BertForMaskedLM:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 64}
+    return BertForMaskedLM(BertConfig(vocab_size=500, initializer_range=0.3, **shape)).eval()
+
+
+def logits(model: BertForMaskedLM, share: float) -> torch.Tensor:
+    """At a share of the places: below a half the last layer answers for them alone."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(5, 500, (2, 64), generator=generator)
+    where = torch.rand(ids.shape, generator=generator) < share
+    with torch.inference_mode():
+        return Reading(model, ids.shape, input_ids=ids, attention_mask=torch.ones_like(ids)).logits(where)
+
+
+def test_unknown_ways_are_refused():
+    with pytest.raises(ValueError, match="'int4'.*compile"):
+        tune(bert(), "int4")
+
+
+@pytest.mark.parametrize("way", ["compile", "int8"])
+def test_models_without_layers_are_refused(way):
+    if way == "int8":
+        pytest.importorskip("torchao", reason="torchao is optional: pip install 'textdiff[int8]'")
+    with pytest.raises(ValueError, match="no list of like layers"):
+        tune(bert(layers=1), way)
+
+
+def test_graphs_need_a_gpu():
+    with pytest.raises(ValueError, match="the model is on cpu; leave graphs out"):
+        tune(bert(), "graphs")
+
+
+def test_int8_without_torchao(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    with pytest.raises(ValueError, match="int8 needs torchao; install it"):
+        tune(bert(), "int8")
+
+
+def test_half_precision_is_drawn_from_in_full():
+    """Probabilities of bfloat16 logits are added up in float32: their sum is 1 to 1 in 10^5, not to 1 in 10^2."""
+    from textdiff.denoiser.lengths import possible
+    from textdiff.drawing import draw_tokens
+    from textdiff.posterior import Decode
+    from textdiff.tokens import Specials
+
+    said = torch.randn(4, 50_000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    scores = possible(said, torch.zeros(4, dtype=torch.bool), Specials(pad=0, bos=1, mask=2, gap=3))
+    words, sure = draw_tokens(scores, torch.full((4,), 0.7, dtype=torch.float64), Decode())
+    right = scores.double().log_softmax(-1).gather(1, words[:, None])[:, 0]
+    assert torch.allclose(sure.double(), right, atol=1e-5)
+    rough, none = draw_tokens(said, torch.full((4,), 0.7, dtype=torch.float64), Decode())
+    assert not torch.allclose(none.double(), said.double().log_softmax(-1).gather(1, rough[:, None])[:, 0], atol=1e-5)
+
+
+def test_bf16_fills():
+    checkpoint = tiny_checkpoint()
+    tune(checkpoint.model, "bf16")
+    from textdiff.filling import infill
+    from textdiff.gaps import parse
+
+    found = infill([parse("We the [GAP:3] union.")], **checkpoint.tools(), steps=3)[0][0]
+    assert found.text.startswith("We the ") and "[" not in found.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_compiled_layers_say_the_same(share):
+    model = bert()
+    compiled = tune(copy.deepcopy(model), "compile")
+    assert last.able(compiled)
+    assert torch.allclose(logits(compiled, share), logits(model, share), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_eight_bits_are_near():
+    """Off by rounding: not equal, and by less than a tenth of what logits differ by."""
+    pytest.importorskip("torchao", reason="torchao is optional: pip install 'textdiff[int8]'")
+    model = bert()
+    rough, right = logits(tune(copy.deepcopy(model), "int8"), 0.9), logits(model, 0.9)
+    assert 0 < float((rough - right).std()) < 0.1 * float(right.std())
+
+
+def test_the_order_of_ways():
+    """What changes weights comes before what compiles them, and that before what records."""
+    assert list(WAYS) == ["bf16", "int8", "compile", "graphs"]
