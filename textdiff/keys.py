@@ -2,58 +2,65 @@
 
 Every random number of the library is a pure function of *what it is for*, so noise does not depend on batch size,
 padding, number of processes, device, or on where a run was interrupted. The hash is the finaliser of SplitMix64
-(Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), in wrapping int64 arithmetic.
+(Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014), in wrapping arithmetic on the host: of a
+turn's operations a good part are these, on few numbers, and NumPy is several times quicker there than torch.
 """
 
 import math
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_30, _27, _31, _12 = (np.uint64(bits) for bits in (30, 27, 31, 12))
 
-def _int64(value: int) -> int:
-    """The same 64 bits, read as a signed integer."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-_GOLDEN = _int64(0x9E3779B97F4A7C15)
-_MIX_1 = _int64(0xBF58476D1CE4E5B9)
-_MIX_2 = _int64(0x94D049BB133111EB)
+Bits = Any  # an array of uint64
 
 
-# In place from the first temporary on: memory is what these cost.
-def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # torch shifts signed integers arithmetically
+def _mix(z: Bits) -> Bits:
+    z = z ^ z >> _30
+    z *= _MIX_1
+    z ^= z >> _27
+    z *= _MIX_2
+    z ^= z >> _31
+    return z
 
 
-def _mix(z: Tensor) -> Tensor:
-    z = _shift(z, 30).bitwise_xor_(z).mul_(_MIX_1)
-    z = _shift(z, 27).bitwise_xor_(z).mul_(_MIX_2)
-    return _shift(z, 31).bitwise_xor_(z)
+def _wrapped(value: int) -> Bits:
+    """The last 64 bits of a number."""
+    return np.uint64(value & (1 << 64) - 1)
+
+
+def _bits(numbers: Tensor) -> Bits:
+    """Numbers int64 as bits. Never what is written to: it may be their memory."""
+    return numbers.detach().cpu().numpy().view(np.uint64)
 
 
 class Key:
-    """B independent random streams, one per row of a batch.
+    """B independent random streams, one per row of a batch, whose numbers come to a `device`.
 
     A key is never used up: drawing twice from one key gives the same numbers. `fold` derives the keys of the
     separate uses, like `jax.random.fold_in`; what is never drawn from costs nothing.
     """
 
     def __init__(self, state: Tensor) -> None:
-        self._state = state
-
-    @property
-    def state(self) -> Tensor:
-        """(B,) int64."""
-        return self._state
+        self.bits, self.device = _bits(state), state.device
 
     @classmethod
     def of(cls, seed: int, samples: int | Tensor) -> "Key":
         """Keys of the given sample numbers (B,), or of samples 0..B-1, under one seed."""
         numbers = torch.arange(samples) if isinstance(samples, int) else samples.to(torch.int64)
-        return cls(_mix(numbers * _GOLDEN + _int64(seed * 0xD1342543DE82EF95 + 1)))
+        bits = _mix(_bits(numbers) * _wrapped(_GOLDEN) + _wrapped(seed * 0xD1342543DE82EF95 + 1))
+        return _Made(bits, numbers.device)
+
+    @property
+    def state(self) -> Tensor:
+        """(B,) int64."""
+        return torch.from_numpy(self.bits.view(np.int64).copy()).to(self.device)
 
     def fold(self, number: int | Tensor) -> "Key":
         """The keys of use `number` (a step, a role) of these rows, or of a use (B,) int64 of each."""
@@ -61,36 +68,47 @@ class Key:
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) float64 in the open interval (0, 1); column i is the same whatever `count` is."""
-        counter = torch.arange(1, count + 1, device=self.state.device) * _GOLDEN
-        bits = _mix(_mix(self.state[:, None] + counter))
-        return _shift(bits, 12).double().add_(0.5).mul_(2.0**-52)  # with one bit more, the largest would round up to 1
+        counter = np.arange(1, count + 1, dtype=np.uint64) * _wrapped(_GOLDEN)
+        u = (_mix(_mix(self.bits[:, None] + counter)) >> _12).astype(np.float64)
+        u += 0.5
+        u *= 2.0**-52  # with one bit more, the largest would round up to 1
+        return torch.from_numpy(u).to(self.device)
 
     def normal(self, count: int) -> Tensor:
         """(B, count) float64 standard normal, by inverting the distribution function."""
         return math.sqrt(2) * torch.erfinv(2 * self.uniform(count) - 1)
 
     def to(self, device: torch.device | str) -> "Key":
-        """The same keys on another device."""
-        return Key(self.state.to(device))
+        """The same keys, for numbers on another device."""
+        return _Made(self.bits, torch.device(device))
 
     def __getitem__(self, rows: Tensor) -> "Key":
-        return Key(self.state[rows])
+        return _Made(self.bits[rows.cpu().numpy()], self.device)
 
     def __len__(self) -> int:
-        return len(self.state)
+        return len(self.bits)
+
+
+class _Made(Key):
+    """Keys of known bits."""
+
+    def __init__(self, bits: Bits, device: torch.device) -> None:
+        self.bits, self.device = bits, device
 
 
 class _Folded(Key):
-    """The key of one use, made when it is first drawn from."""
+    """The keys of one use, made when they are first drawn from."""
 
     def __init__(self, whole: Key, number: int | Tensor) -> None:
-        self.whole, self.number = whole, number
+        self.whole, self.number, self.device = whole, number, whole.device
 
     @cached_property
-    def _state(self) -> Tensor:  # type: ignore[override]
-        number = self.number
-        use = (number + 1) * _GOLDEN if isinstance(number, Tensor) else _int64((number + 1) * 0x9E3779B97F4A7C15)
-        return _mix(self.whole.state ^ use) + _GOLDEN
+    def bits(self) -> Bits:
+        if isinstance(self.number, Tensor):
+            use = (_bits(self.number) + np.uint64(1)) * _wrapped(_GOLDEN)
+        else:
+            use = _wrapped((self.number + 1) * _GOLDEN)
+        return _mix(self.whole.bits ^ use) + _wrapped(_GOLDEN)
 
     def __len__(self) -> int:
         return len(self.whole)

@@ -74,9 +74,9 @@ def sample(
     model is called for a row at its moments of change alone. ValueError for fewer than one step, a start outside (0, 1],
     and infinitely many steps of what does not know its moments.
     """
-    clock = Clock.of(steps, start, len(key), key.state.device, rule.times)
+    clock = Clock.of(steps, start, len(key), key.device, rule.times)
     when = rule.when if denoiser.timeless else always
-    rows = torch.arange(len(key), device=key.state.device)
+    rows = torch.arange(len(key), device=key.device)
     decode = decode or Decode()
     while len(rows):
         with torch.inference_mode():  # not while the caller has the step: whoever drops the loop would keep the mode

@@ -62,7 +62,7 @@ class UDM(nn.Module):
     @torch.no_grad()
     def bound(self, x0: Any, key: Key, draws: int = 1) -> Tensor:
         """(B,) unbiased estimates of an upper bound on -log p(x0) in nats, the mean of `draws` looks at each row."""
-        total = torch.zeros(len(key), dtype=torch.float64, device=key.state.device)
+        total = torch.zeros(len(key), dtype=torch.float64, device=key.device)
         for number in range(draws):
             for noise, t, weight in self.process.probe(x0, key.fold(number)):
                 xt, truth = self.process.corrupt(x0, noise, t), self.process.align(x0, noise, t)

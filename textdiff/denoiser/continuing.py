@@ -161,7 +161,7 @@ class _ContinuingPosterior(Posterior):
         rows = [row for row, holes in enumerate(self.holes) if holes]
         for begin in range(0, len(rows), each):
             part = rows[begin : begin + each]
-            keys = key[torch.tensor(part, device=key.state.device)]
+            keys = key[torch.tensor(part, device=key.device)]
             for row, page in zip(part, _Swarm(self, [pages[row] for row in part], decode, keys).fill(), strict=True):
                 pages[row] = page
         return draw_of(self.xt, pages, self.specials)

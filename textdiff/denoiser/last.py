@@ -48,9 +48,11 @@ class Chosen:
 
     def __init__(self, where: Tensor) -> None:
         self.where, self.used = where, False
+        self.column = where.cumsum(1) - 1
+        row, column = where.nonzero(as_tuple=True)
         # two at least: of a single query transformers packs grouped heads, which fits no keys that are repeated for them
-        self.places = torch.argsort((~where).long(), dim=1, stable=True)[:, : max(int(where.sum(1).max()), 2)]
-        self.column = where.long().cumsum(1) - 1
+        self.places = self.column.new_zeros(len(where), max(int(self.column[:, -1].max()) + 1, 2))
+        self.places[row, self.column[row, column]] = column
 
     def rows(self, hidden: Tensor, at: tuple[Tensor, ...]) -> Tensor:
         """(1, S, D) the states at places `at`, rows and columns (S,), all of them chosen, of its output (B, S, D)."""

@@ -52,19 +52,23 @@ class LengthFirst(Posterior):
     def draft(self, decode: Decode, key: Key) -> Draw:
         """The lengths of gaps are drawn now, words behind masks when they are asked for; words in doubt are said now."""
         x0, place = self._opened(decode, key.fold(0))
-        no = torch.zeros_like(x0.fixed)
-        where = (x0.ids == self.specials.mask) | x0.doubtful
-        # the length of a gap under a constraint is decided once
-        x0 = x0.with_(surplus=no, counted=x0.counted | (x0.slot > 0) & ~x0.fixed)
+        where, wrong = x0.ids == self.specials.mask, bool(x0.doubtful.any())
+        if wrong:
+            where = where | x0.doubtful
         look = self.look(x0, decode, key.fold(1).uniform(where.shape[1]))
-        draw = Draw(x0.with_(doubtful=no), place, torch.zeros(where.shape, device=where.device), where, look)
-        return draw.drawn() if bool(x0.doubtful.any()) else draw
+        if wrong:
+            x0 = x0.with_(doubtful=torch.zeros_like(x0.doubtful))
+        draw = Draw(x0, place, torch.zeros(where.shape, device=where.device), where, look)
+        return draw.drawn() if wrong else draw
 
     def _opened(self, decode: Decode, key: Key) -> tuple[Tokens, Tensor]:
         """xt with its gaps opened to lengths that are drawn, and the place in xt of each element."""
         if self.counted:
             counts = self._lengths(decode, key).masked_fill(~self.xt.valid, 0)
-            return open_gaps(self.xt, counts, self.specials)
+            x0, place = open_gaps(self.xt, counts, self.specials)
+            # the length of a gap under a constraint is decided once
+            counted = x0.counted | (x0.slot > 0) & ~x0.fixed
+            return x0.with_(surplus=torch.zeros_like(x0.surplus), counted=counted), place
         column = torch.arange(self.xt.ids.shape[1], device=self.xt.ids.device)
         return self.xt, column.expand_as(self.xt.ids)
 

@@ -121,7 +121,7 @@ class _MiddlePosterior(Posterior):
             stream = Stream(
                 self.denoiser.model, [self.denoiser.prompt(page, gap) for page in todo], None, self.denoiser.cached
             )
-            number = torch.tensor(rows, device=key.state.device)
+            number = torch.tensor(rows, device=key.device)
             write(stream, todo, [range(gap, gap + 1)] * len(rows), _nothing, self._text(), self.ends, key[number])
         return draw_of(self.xt, pages, self.specials)
 

@@ -98,7 +98,7 @@ class _SentinelPosterior(Posterior):
             stream = Stream(
                 denoiser.model, [start for _ in todo], [denoiser.source(page) for page in todo], denoiser.cached
             )
-            gaps, number = [range(len(page.holes)) for page in todo], torch.tensor(rows, device=key.state.device)
+            gaps, number = [range(len(page.holes)) for page in todo], torch.tensor(rows, device=key.device)
             write(stream, todo, gaps, lambda gap: [denoiser.sentinels[gap]], self._text(), denoiser.ends, key[number])
         return draw_of(self.xt, pages, self.specials)
 

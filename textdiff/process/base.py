@@ -86,7 +86,7 @@ class Process(ABC):
 
     def prior(self, x: State, key: Key) -> State:
         """x_1, in the form of x."""
-        return self.corrupt(x, self.noise(x, key), torch.ones(len(x), dtype=torch.float64, device=key.state.device))
+        return self.corrupt(x, self.noise(x, key), torch.ones(len(x), dtype=torch.float64, device=key.device))
 
     def weight(self, t: Tensor) -> Tensor:
         """The weight of -log q at times t (B,) in the likelihood bound; 1 where no bound is known."""
@@ -102,7 +102,7 @@ class Process(ABC):
         A look is a noise, times (B,) and a weight (B,). The default is the bound of a single step, -log q(x0 | x_1): exact
         for an autoregressive q, loose for others. It holds where the prior is a point.
         """
-        one = torch.ones(len(key), dtype=torch.float64, device=key.state.device)
+        one = torch.ones(len(key), dtype=torch.float64, device=key.device)
         yield self.noise(x0, key), one, one
 
     def size(self, x0: State) -> Tensor:

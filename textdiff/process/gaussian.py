@@ -104,7 +104,7 @@ class Gaussian(Affine):
 
     def probe(self, x0: Images, key: Key) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """One look at the finest noise, which takes the ends into account, and one at a log SNR drawn uniformly."""
-        one = torch.ones(len(key), dtype=torch.float64, device=key.state.device)
+        one = torch.ones(len(key), dtype=torch.float64, device=key.device)
         yield self.noise(x0, key.fold(0)), self._finest(one), one
         low = math.log(self._coarsest(one))
         width = math.log(FINEST) - low
