@@ -105,7 +105,7 @@ def test_portions_are_of_like_size_and_hold_every_row_once() -> None:
     sizes = torch.tensor([700, 3, 4000, 650, 5, 5, 1200, 640, 9])
     doc = torch.where(torch.arange(4000) < sizes[:, None], 0, -1)
     x = Tokens.of(torch.zeros_like(doc), doc, torch.zeros_like(doc, dtype=torch.bool))
-    parts = [part.tolist() for part in portions(x)]
+    parts = [part.tolist() for part in portions(x, torch.device("cpu"))]
     assert sorted(row for part in parts for row in part) == list(range(9))
     assert all(len(part) == 1 or len(part) * sizes[part].max() <= TOKENS for part in parts)
     assert [int(sizes[row]) for part in parts for row in part] == sorted(sizes.tolist()) and len(parts) > 2

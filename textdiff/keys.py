@@ -82,8 +82,8 @@ class Key:
         """The same keys, for numbers on another device."""
         return _Made(self.bits, torch.device(device))
 
-    def __getitem__(self, rows: Tensor) -> "Key":
-        return _Made(self.bits[rows.cpu().numpy()], self.device)
+    def __getitem__(self, rows: Tensor | slice) -> "Key":
+        return _Made(self.bits[rows.cpu().numpy() if isinstance(rows, Tensor) else rows], self.device)
 
     def __len__(self) -> int:
         return len(self.bits)
