@@ -21,13 +21,12 @@ from textdiff.denoiser.head import logits_at, piece
 from textdiff.denoiser.lengths import LengthFirst, possible
 from textdiff.denoiser.memory import cache_name
 from textdiff.denoiser.prefix import Prefixes
-from textdiff.denoiser.reader import NEVER, Going, Reader, everyone, run_starts
+from textdiff.denoiser.reader import Going, Reader, everyone, run_starts
 from textdiff.denoiser.words import one_by_one, own
 from textdiff.drawing import draw_tokens
 from textdiff.posterior import Decode, Posterior
 from textdiff.tokens import Specials, Tokens
 
-WORTH = 0.25  # the share of texts, read for their fluency alone, that has to be in memory already
 NEAR, BREVITY = 3, 0.1  # words after a gap, and a filling's sum beside its mean: what fillings are compared by (LOG.md)
 
 
@@ -85,7 +84,9 @@ class Autoregressive(Denoiser):
         return torch.cat([self._fluency(x0[part], known[part]) for part in parts])[alike]
 
     def _fluency(self, x0: Tokens, known: Tensor) -> Tensor:
-        logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known, WORTH)
+        logits, row, column = self.reader.score(
+            x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known, lasting=True
+        )
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
         written = x0.valid & ~x0.fixed
         weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
@@ -109,7 +110,7 @@ class _AutoregressivePosterior(LengthFirst):
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
         one, alike = x.distinct()  # of one text filled many times the lengths are asked for once
         x, asked = x[one], where[one]
-        logits = self.reader.score(x, self.reader.feed(x, x.ids), asked, torch.zeros_like(asked), 0.0)[0]
+        logits = self.reader.score(x, self.reader.feed(x, x.ids), asked, torch.zeros_like(asked), lasting=True)[0]
         number = torch.zeros_like(x.ids).masked_scatter(asked, torch.arange(len(logits)).to(x.ids))
         return logits[number[alike][where]]
 
@@ -163,7 +164,7 @@ class _EncoderDecoder(Reader):
         return torch.where(x.ids == self.specials.gap, self.specials.gap, fed)
 
     def score(
-        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, least: float = NEVER
+        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, lasting: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         _refuse_packing(x)
         order = torch.argsort((~where).long(), dim=1, stable=True)[:, : max(int(where.sum(1).max()), 1)]

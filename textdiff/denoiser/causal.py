@@ -1,7 +1,8 @@
 """How a causal model reads: the state, [END], then the words, in one sequence, each under the position it has in the text.
 
-What it has read is kept (`prefix`), where the model can go on from it: a state is then read from the first token on in
-which it differs from those read before.
+What it has read is kept (`prefix`), where the model can go on from it and a good part of the text comes before its first
+gap: a state is then read from the first token on in which it differs from those read before. From a blank page words come
+up everywhere, so that states soon differ, and nothing is kept.
 """
 
 from typing import NamedTuple
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from textdiff.denoiser.head import logits_at
 from textdiff.denoiser.prefix import Grown, Prefixes, Text
-from textdiff.denoiser.reader import NEVER, Going, Reader, run_starts
+from textdiff.denoiser.reader import Going, Reader, run_starts
 from textdiff.tokens import Specials, Tokens
+
+WORTH, LEAST = 0.125, 8  # of a text, and tokens of it; what is less costs more to keep than it saves (LOG.md)
 
 
 class Events(NamedTuple):
@@ -41,11 +44,11 @@ class Causal(Reader):
         return torch.where(x.ids == self.specials.gap, self.specials.gap, ids.roll(1, 1))
 
     def score(
-        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, least: float = NEVER
+        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, lasting: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         events = self._lay(x, fed, where, known)
         text = _text(events)
-        if least < NEVER and self._remembers(x, text, 0) and (not least or self.prefixes.share(text) >= least):
+        if lasting and self._remembers(x, text, 0):
             logits = self.prefixes.score(text, events.asked)
         else:
             logits = logits_at(
@@ -62,8 +65,9 @@ class Causal(Reader):
         if x.packed:
             raise ValueError("packed documents are for training; give one text per row to fill")
         one, alike = x.distinct()
-        never = torch.zeros_like(x.fixed)[one]
-        events = self._lay(x[one], x.ids[one], never, never)
+        x = x[one]
+        never = torch.zeros_like(x.fixed)
+        events = self._lay(x, x.ids, never, never)
         text = _text(events)
         if self._remembers(x, text, room):
             return self.prefixes.begin(text.of(alike), one, room)
@@ -72,9 +76,14 @@ class Causal(Reader):
         return going
 
     def _remembers(self, x: Tokens, text: Text, room: int) -> bool:
-        """Whether what is read is kept, and gone on from: not by whoever learns."""
-        whole = self.bidirectional or x.packed or self.model.training or torch.is_grad_enabled()
-        return not whole and self.prefixes.able(text.ids.shape[1] + room)
+        """Whether what is read is kept, and gone on from: not by whoever learns, nor where it would not pay.
+
+        What the user wrote before the first gap is all that is sure to be read again.
+        """
+        if self.bidirectional or x.packed or self.model.training or torch.is_grad_enabled():
+            return False
+        sure, needed = x.fixed.long().cumprod(1).sum(), (WORTH * text.size.sum()).clamp_min(LEAST * len(x))
+        return bool(sure >= needed) and self.prefixes.able(text.ids.shape[1] + room)
 
     def _lay(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> Events:
         """Document by document, the state, [END], then what is fed for `where`.

@@ -62,11 +62,6 @@ class Memory:
             here = self._common(ids)
         return here.minimum(most) // block * block
 
-    def shared(self, ids: Tensor) -> Tensor:
-        """(B,) the most columns of each of the texts `ids` (B, L) that a row has; nothing is moved."""
-        self._check(ids)
-        return torch.tensor(_sources(ids, self.ids, self.size, 1)[1], dtype=torch.int64, device=ids.device)
-
     def write(self, aim: Aim, start: Tensor) -> None:
         """A call is next that writes from column `start` (R,) on."""
         # before it has come to its end, nothing of what it writes over counts
@@ -133,7 +128,7 @@ class Memory:
         """Every row of `ids` (B, L) gets the row that has most of it, a copy where several want the same."""
         (rows, width), held = ids.shape, len(self.ids)
         shared = min(width, self.ids.shape[1])
-        source = torch.tensor(_sources(ids, self.ids, self.size, block)[0], device=ids.device)
+        source = _sources(ids, self.ids, self.size, block).to(ids.device)
         fits = rows == held and shared == width
         moved = (source != torch.arange(rows, device=ids.device)).nonzero()[:, 0] if fits else source
         if fits and not len(moved):
@@ -161,9 +156,8 @@ class Memory:
         return moved
 
 
-def _sources(ids: Tensor, held: Tensor, size: Tensor, block: int) -> tuple[list[int], list[int]]:
-    """For each text (B, L) the one of those held (M, C), `size` (M,) columns of them, that has most of its blocks; how many
-    columns these are.
+def _sources(ids: Tensor, held: Tensor, size: Tensor, block: int) -> Tensor:
+    """(B,) for each text (B, L) the one of those held (M, C), `size` (M,) columns of them, that has most of its blocks.
 
     What is where it belongs stays there. Any of them for a text of which none has a block.
     """
@@ -178,7 +172,7 @@ def _sources(ids: Tensor, held: Tensor, size: Tensor, block: int) -> tuple[list[
     most, source = found.max(1)
     own = torch.arange(count) * (torch.arange(count) < found.shape[1])
     stays = found.gather(1, own[:, None])[:, 0] == most
-    return torch.where(stays, own, source).tolist(), most.tolist()
+    return torch.where(stays, own, source)
 
 
 def _speaker(weights: list[Tensor], device: torch.device) -> tuple[Any, ...]:

@@ -22,7 +22,6 @@ from textdiff.denoiser.memory import Aim, Memory, cache_name
 from textdiff.denoiser.reader import Going, everyone
 from textdiff.leak import vocabulary
 
-ASKED, WRITTEN = 0, 1  # what a text is read for: each has rows of its own, so that neither takes the other's place
 SHORTEST, ROOM = 16, 64  # tokens of a trial, and in how many at a time the memory grows
 _POSITION = 1 << 32  # no vocabulary is as large
 _KNOWN: "WeakKeyDictionary[nn.Module, dict[int, bool]]" = WeakKeyDictionary()
@@ -46,17 +45,14 @@ class Text(NamedTuple):
 
 
 class Prefixes:
-    """What a model has read of the texts it was last asked about, and of those it last went on with."""
+    """What a model has read of the last texts it was given, a row for each."""
 
     def __init__(self, model: Any) -> None:
         self.model, self.memory = model, Memory(model)
-        self.forget()
 
     def forget(self) -> None:
         """Keep nothing."""
         self.memory.forget()
-        nobody, size = torch.empty(0, 0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        self._held = [(nobody, size), (nobody, size)]
 
     def able(self, length: int) -> bool:
         """Whether the model goes on with texts of up to `length` tokens as if it had read them whole. In eval mode.
@@ -66,6 +62,8 @@ class Prefixes:
         known, tried = _KNOWN.setdefault(self.model, {}), SHORTEST
         while tried < length:
             tried *= 2
+        if any(same and size >= tried for size, same in known.items()):
+            return True
         if tried not in known:
             try:
                 with unheard(self.model.base_model):
@@ -74,14 +72,11 @@ class Prefixes:
                 known[tried] = False
         return known[tried]
 
-    def share(self, text: Text) -> float:
-        """How much of the texts is here, of 1."""
-        return float(self.memory.shared(text.keys()).minimum(text.size).sum() / text.size.sum())
-
     def score(self, text: Text, asked: Tensor) -> Tensor:
         """Logits (S, V) after the tokens `asked` (B, C) of the texts."""
-        rows, here = self._hold(ASKED, text, 0)
+        here = self._hold(text, 0)
         first = torch.where(asked.any(1), asked.long().argmax(1), text.size - 1)
+        rows = torch.arange(len(here), device=here.device)
         window = self._window(text, rows, here.minimum(first))
         place = window.columns.clamp_max(asked.shape[1] - 1)
         where = asked.gather(1, place) & (window.columns < text.size[:, None])
@@ -91,43 +86,33 @@ class Prefixes:
 
     def begin(self, text: Text, one: Tensor, room: int) -> Going:
         """Read texts, those numbered `one` (U,), of which all others are copies; at most `room` words follow."""
-        rows, here = self._hold(WRITTEN, text, room)
-        first = text.of(one)
+        here, first = self._hold(text, room), text.of(one)
         if bool((here[one] < first.size).any()):
-            window = self._window(first, rows[one], here[one])
+            window = self._window(first, one, here[one])
             self.model.base_model(**window.inputs)
-            self.memory.keep(rows[one], first.keys(), first.size)
-        if len(one) < len(rows):
-            self._hold(WRITTEN, text, room)  # to the copies
-        self.memory.latest = _Kept(self.memory, rows, text.size)
+            self.memory.keep(one, first.keys(), first.size)
+        if len(one) < len(here):
+            self._hold(text, room)  # to the copies
+        self.memory.latest = _Kept(self.memory, text.size)
         return self.memory.latest
 
-    def _hold(self, kind: int, text: Text, room: int) -> tuple[Tensor, Tensor]:
-        """The rows (B,) of memory that are for the texts, and how many tokens of each are there (B,)."""
-        self._held[kind] = text.keys(), text.size
-        width = max(keys.shape[1] + room * (k == kind) for k, (keys, _) in enumerate(self._held))
-        width = -(-width // ROOM) * ROOM
-        device = text.ids.device
-        keys = [nn.functional.pad(keys.to(device), (0, width - keys.shape[1]), value=-1) for keys, _ in self._held]
-        here = self.memory.hold(torch.cat(keys), torch.cat([size.to(device) for _, size in self._held]), 1)
+    def _hold(self, text: Text, room: int) -> Tensor:
+        """The memory's rows become those of the texts: how many tokens of each are there (B,)."""
+        width = -(-(text.ids.shape[1] + room) // ROOM) * ROOM
+        keys = nn.functional.pad(text.keys(), (0, width - text.ids.shape[1]), value=-1)
+        here = self.memory.hold(keys, text.size, 1)
         self.memory.latest = None
-        begin = len(keys[0]) if kind == WRITTEN else 0
-        rows = torch.arange(begin, begin + len(text.ids), device=device)
-        return rows, here[rows]
+        return here
 
     def _window(self, text: Text, rows: Tensor, start: Tensor) -> "_Window":
-        """The texts from column `start` (B,) on, as the model reads them next."""
+        """The texts, of these `rows` (B,) of memory, from column `start` (B,) on, as the model reads them next."""
         end = text.size
         columns = start[:, None] + torch.arange(int((end - start).max()), device=end.device)
         live, place = columns < end[:, None], columns.clamp_max(text.ids.shape[1] - 1)
-        return _Window(
-            columns,
-            _aimed(self.memory, rows, columns, live)
-            | {
-                "input_ids": text.ids.gather(1, place).masked_fill(~live, 0),
-                "position_ids": text.position.gather(1, place).masked_fill(~live, 0),
-            },
-        )
+        inputs = _aimed(self.memory, rows, columns, live)
+        inputs["input_ids"] = text.ids.gather(1, place).masked_fill(~live, 0)
+        inputs["position_ids"] = text.position.gather(1, place).masked_fill(~live, 0)
+        return _Window(columns, inputs)
 
 
 class _Window(NamedTuple):
@@ -138,12 +123,12 @@ class _Window(NamedTuple):
 class _Kept(Going):
     """Words are written behind the texts, where the next reading writes over them."""
 
-    def __init__(self, memory: Memory, rows: Tensor, size: Tensor) -> None:
-        self.memory, self.rows, self.size = memory, rows, size
+    def __init__(self, memory: Memory, size: Tensor) -> None:
+        self.memory, self.rows, self.size = memory, torch.arange(len(size), device=size.device), size
 
     def advance(self, ids: Tensor, position: Tensor) -> Tensor:
         if self.memory.latest is not self:
-            raise RuntimeError("other texts were read meanwhile; finish one before the next is begun")
+            raise RuntimeError("other texts were read meanwhile; finish these before the next are begun")
         slots = self.size[:, None]
         inputs = _aimed(self.memory, self.rows, slots, torch.ones_like(slots, dtype=torch.bool))
         output = self.memory.model(input_ids=ids[:, None], position_ids=position[:, None], **inputs)

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from textdiff.tokens import Tokens
 
-NEVER = 2.0  # no share of a text is as large
-
 
 class Going(ABC):
     """Texts that were read and are gone on with, a word at a time."""
@@ -27,12 +25,12 @@ class Reader(ABC):
 
     @abstractmethod
     def score(
-        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, least: float = NEVER
+        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, lasting: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (S, V) for the columns `where` (B, L), fed `fed` (B, L) for each, and for those of the visible columns
         `known` that come for free; the row and column (S,) that each is for.
 
-        least: the share of the text that has to be in memory for it to be used, and what is read now to be kept there.
+        lasting: texts that begin as these do were read before, or will be; so what was read may be gone on from.
         """
 
     @abstractmethod
