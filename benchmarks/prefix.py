@@ -1,6 +1,6 @@
 """What a causal model saves that reads each state from where it differs from those before, in tokens and in time.
 
-    python benchmarks/prefix.py [--threads 1] [--rounds 5] [--written 1] [--length 256] [--out runs/bench] [--force]
+    python benchmarks/prefix.py [--threads 1] [--cases pages ...] [--rounds 5] [--written 1] [--length 256] [--force]
 
 A stock Llama (256 wide, 6 layers, 4 heads, V=8192, random weights: speed does not depend on them) as `Autoregressive`, with
 what it has read kept (`denoiser/prefix.py`) and without. Its guesses would be nonsense, so the states are those of a perfect
@@ -8,6 +8,7 @@ model: x_t = F_t(x0, eps) of random texts, one eps for all t; the lengths of gap
 true sum. At each step the lengths are asked for, the text is read, and all that is hidden is written, word by word.
 
 pages: all of the text is hidden at first. ends: its last quarter alone is. copies: so, and all rows are of one text.
+compared: so, in one step, and 16 fillings are then compared by their fluency.
 "reading" is the questions and the reading alone, over all steps; "all" with what is written. Both take turns; ratios
 are medians of the rounds', without by with. A trial of the model (`Prefixes.able`) comes once, before, and is not counted.
 """
@@ -38,8 +39,8 @@ SPECIALS = Specials(
 )
 PROCESSES: dict[str, Process] = {"deletion": Deletion(SPECIALS), "masking": Masking(SPECIALS)}
 CASES = [("pages", "deletion", 8), ("pages", "deletion", 32), ("pages", "masking", 8)]
-CASES += [("ends", "deletion", 8), ("ends", "deletion", 32), ("copies", "deletion", 8)]
-BATCHES = (1, 4)
+CASES += [("ends", "deletion", 8), ("ends", "deletion", 32), ("copies", "deletion", 8), ("compared", "deletion", 1)]
+BATCHES = {"pages": (1, 4), "ends": (1, 4), "copies": (4,), "compared": (16,)}
 
 
 class Without(Prefixes):
@@ -52,7 +53,7 @@ class Without(Prefixes):
 def texts(case: str, rows: int, length: int) -> Tokens:
     """x0, with what is the user's."""
     ids = torch.randint(FIRST + MOST, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
-    ids = ids[:1].repeat(rows, 1) if case == "copies" else ids
+    ids = ids[:1].repeat(rows, 1) if case in ("copies", "compared") else ids
     ids[:, 0] = BOS
     fixed = torch.zeros_like(ids).bool()
     fixed[:, : 1 if case == "pages" else 3 * length // 4] = True
@@ -75,8 +76,16 @@ def states(process: Process, x0: Tokens, steps: int) -> list[tuple[Tokens, Token
     return found
 
 
-def reverse(denoiser: Autoregressive, found: list[tuple[Tokens, Tokens]], writes: bool) -> Callable[[], None]:
-    """All that is read in a run, and written if `writes`."""
+def fillings(opened: Tokens) -> Tokens:
+    """The texts with random words behind their masks."""
+    words = torch.randint(FIRST + MOST, VOCABULARY, opened.ids.shape, generator=torch.Generator().manual_seed(1))
+    return opened.with_(ids=torch.where(opened.ids == MASK, words, opened.ids))
+
+
+def reverse(
+    denoiser: Autoregressive, found: list[tuple[Tokens, Tokens]], writes: bool, compares: bool
+) -> Callable[[], None]:
+    """All that is read in a run, and written if `writes`; and last, if it `compares`, fillings."""
     decode, key = Decode(), Key.of(0, len(found[0][0]))
 
     @torch.inference_mode()
@@ -91,6 +100,8 @@ def reverse(denoiser: Autoregressive, found: list[tuple[Tokens, Tokens]], writes
                 posterior.write(opened, mask, decode, key.uniform(mask.shape[1]))
             elif bool(mask.any()):
                 posterior.reader.begin(opened[mask.any(1)], int(mask.sum(1).max()))
+        if compares:
+            denoiser.fluency(fillings(found[-1][1]))
 
     return run
 
@@ -108,18 +119,20 @@ def fed(model: Any, work: Callable[[], None]) -> int:
     return sum(seen)
 
 
-def measure(model: Any, found: list[tuple[Tokens, Tokens]], rounds: int, written: int) -> dict[str, float]:
+def measure(
+    model: Any, found: list[tuple[Tokens, Tokens]], rounds: int, written: int, compares: bool
+) -> dict[str, float]:
     """Tokens, seconds and ratios."""
     denoisers = {
         "with": Autoregressive(model, SPECIALS, 0.0).eval(),
         "without": Autoregressive(model, SPECIALS, 0.0).eval(),
     }
     denoisers["without"].prefixes = Without(model)
-    reading = {name: reverse(denoiser, found, False) for name, denoiser in denoisers.items()}
+    reading = {name: reverse(denoiser, found, False, compares) for name, denoiser in denoisers.items()}
     tokens = {name: fed(model, work) for name, work in reading.items()}
     took = {"reading": interleaved(reading, rounds)}
     if written:
-        whole = {name: reverse(denoiser, found, True) for name, denoiser in denoisers.items()}
+        whole = {name: reverse(denoiser, found, True, compares) for name, denoiser in denoisers.items()}
         took["all"] = interleaved(whole, written, 0)
     cell: dict[str, float] = {f"tokens {name}": count for name, count in tokens.items()}
     for part, seconds in took.items():
@@ -132,6 +145,7 @@ def measure(model: Any, found: list[tuple[Tokens, Tokens]], rounds: int, written
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, help="torch's own number where left out")
+    parser.add_argument("--cases", nargs="+", choices=list(BATCHES), default=list(BATCHES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--written", type=int, default=1, help="rounds of whole runs, with all that is written")
     parser.add_argument("--length", type=int, default=256)
@@ -150,10 +164,10 @@ def main() -> None:
         "\n| case | steps | B | tokens read, without | with | times | reading, s | with | times | all, s | with | times |"
     )
     print("|---" * 12 + "|")
-    for case, process, steps in CASES:
-        for rows in BATCHES[case == "copies" :]:
+    for case, process, steps in (one for one in CASES if one[0] in options.cases):
+        for rows in BATCHES[case]:
             run = states(PROCESSES[process], texts(case, rows, options.length), steps)
-            cell = measure(model, run, options.rounds, options.written)
+            cell = measure(model, run, options.rounds, options.written, case == "compared")
             found[f"{case}, {process}, {steps} steps, B={rows}"] = cell
             times = cell["tokens without"] / cell["tokens with"]
             said = f"| {case}, {process} | {steps} | {rows} | {cell['tokens without']} | {cell['tokens with']} "
