@@ -26,7 +26,7 @@ from transformers import (
 
 from textdiff.denoiser import Autoregressive
 from textdiff.denoiser.causal import Causal
-from textdiff.denoiser.memory import Memory
+from textdiff.denoiser.memory import Memory, cache_name
 from textdiff.denoiser.prefix import Prefixes
 from textdiff.keys import Key
 from textdiff.posterior import Decode
@@ -297,3 +297,15 @@ def test_a_window_shows_in_longer_texts_alone(monkeypatch: pytest.MonkeyPatch) -
     assert same(run(made["kept"], "deletion", 3), wanted)
     monkeypatch.setattr(Prefixes, "able", lambda self, length: True)
     assert not same(run(denoisers(stock)["kept"], "deletion", 3), wanted)
+
+
+def test_a_cache_is_called_what_the_model_calls_it() -> None:
+    """transformers 5.24 renamed it, and will drop the old name."""
+
+    class Older:
+        def forward(self, input_ids: Any = None, past_key_values: Any = None) -> None: ...
+
+    class Newer:
+        def forward(self, input_ids: Any = None, cache: Any = None) -> None: ...
+
+    assert [cache_name(kind()) for kind in (Older, Newer)] == ["past_key_values", "cache"]
