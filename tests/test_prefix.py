@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import CAUSAL, NAMES, NOT_BUILT, tiny
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -297,6 +298,18 @@ def test_a_window_shows_in_longer_texts_alone(monkeypatch: pytest.MonkeyPatch) -
     assert same(run(made["kept"], "deletion", 3), wanted)
     monkeypatch.setattr(Prefixes, "able", lambda self, length: True)
     assert not same(run(denoisers(stock)["kept"], "deletion", 3), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES[CAUSAL] if f"{CAUSAL} {name}" not in NOT_BUILT])
+def test_every_causal_family_says_the_same(name: str) -> None:
+    """Whether it is found able or not."""
+    made = denoisers(tiny(name, CAUSAL)[0].eval())
+    try:
+        wanted = run(made["without"], "deletion", (3, 2, 3, 1))
+    except (AttributeError, RuntimeError, ValueError) as error:
+        pytest.skip(f"the usual way fails: {error}")
+    assert same(run(made["kept"], "deletion", (3, 2, 3, 1)), wanted)
 
 
 def test_a_cache_is_called_what_the_model_calls_it() -> None:
