@@ -10,57 +10,24 @@ read, and [END] stands where the text ends.
 Encoder-decoder models read xt with the encoder, and [FILL] opens every gap, as T5's sentinels do.
 """
 
-from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
+from textdiff.denoiser.causal import Causal
 from textdiff.denoiser.head import logits_at, piece
 from textdiff.denoiser.lengths import LengthFirst, possible
+from textdiff.denoiser.memory import cache_name
+from textdiff.denoiser.prefix import Prefixes
+from textdiff.denoiser.reader import Going, Reader, everyone, run_starts
 from textdiff.denoiser.words import one_by_one, own
 from textdiff.drawing import draw_tokens
 from textdiff.posterior import Decode, Posterior
 from textdiff.tokens import Specials, Tokens
 
 NEAR, BREVITY = 3, 0.1  # words after a gap, and a filling's sum beside its mean: what fillings are compared by (LOG.md)
-
-
-class Events(NamedTuple):
-    """What a model is fed after xt or beside it, in order, right-padded; every field (B, C).
-
-    ids, position: fed, and where in its text. asked: bool, an answer is scored. column: of the state, that it is for.
-    doc: -1 on padding. told: bool, it is fed after the state was read.
-    """
-
-    ids: Tensor
-    position: Tensor
-    asked: Tensor
-    column: Tensor
-    doc: Tensor
-    told: Tensor
-
-
-class Reader(ABC):
-    """How a family of models reads."""
-
-    @abstractmethod
-    def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (S, V) for the columns `where` (B, L), fed `fed` (B, L) for each, and for those of the visible columns
-        `known` that come for free; the row and column (S,) that each is for."""
-
-    @abstractmethod
-    def feed(self, x: Tokens, ids: Tensor) -> Tensor:
-        """(B, L) what is fed to hear the answer for each column, where the text is `ids` (B, L)."""
-
-    @abstractmethod
-    def begin(self, x: Tokens) -> Any:
-        """Read x; returns what `advance` needs."""
-
-    @abstractmethod
-    def advance(self, memory: Any, ids: Tensor, position: Tensor) -> Tensor:
-        """Feed one token per row (B,) at its position (B,): logits (B, V)."""
 
 
 class Autoregressive(Denoiser):
@@ -79,13 +46,20 @@ class Autoregressive(Denoiser):
             raise ValueError(f"context {context} would train a bidirectional reader on what it sees; set it to 0")
         self.model, self.specials = model, specials
         self.context, self.bidirectional = context, bidirectional
+        self.prefixes = Prefixes(model)
+
+    def train(self, mode: bool = True) -> "Autoregressive":
+        """As for any module; what was read with the old weights is forgotten."""
+        self.prefixes.forget()
+        super().train(mode)
+        return self
 
     @property
     def reader(self) -> Reader:
         """The way this model reads."""
         if self.model.config.is_encoder_decoder:
             return _EncoderDecoder(self.model, self.specials)
-        return _Causal(self.model, self.specials, self.bidirectional)
+        return Causal(self.prefixes, self.specials, self.bidirectional)
 
     @property
     def longest(self) -> int | None:
@@ -110,7 +84,9 @@ class Autoregressive(Denoiser):
         return torch.cat([self._fluency(x0[part], known[part]) for part in parts])[alike]
 
     def _fluency(self, x0: Tokens, known: Tensor) -> Tensor:
-        logits, row, column = self.reader.score(x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known)
+        logits, row, column = self.reader.score(
+            x0, self.reader.feed(x0, x0.ids), torch.zeros_like(known), known, lasting=True
+        )
         logits = possible(logits, torch.zeros_like(row, dtype=torch.bool), self.specials)
         written = x0.valid & ~x0.fixed
         weight = torch.where(written, 1 / _run_sizes(x0, written) + BREVITY, 1.0)
@@ -134,7 +110,7 @@ class _AutoregressivePosterior(LengthFirst):
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
         one, alike = x.distinct()  # of one text filled many times the lengths are asked for once
         x, asked = x[one], where[one]
-        logits = self.reader.score(x, self.reader.feed(x, x.ids), asked, torch.zeros_like(asked))[0]
+        logits = self.reader.score(x, self.reader.feed(x, x.ids), asked, torch.zeros_like(asked), lasting=True)[0]
         number = torch.zeros_like(x.ids).masked_scatter(asked, torch.arange(len(logits)).to(x.ids))
         return logits[number[alike][where]]
 
@@ -144,18 +120,16 @@ class _AutoregressivePosterior(LengthFirst):
         rows = count.nonzero()[:, 0]
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : int(count.max())]
         ids, sure = x.ids.clone(), torch.zeros(mask.shape, device=mask.device)
-        one, alike = x[rows].distinct()
-        memory = self.reader.begin(x[rows[one]])
-        _keep(memory, alike)
+        going = self.reader.begin(x[rows], order.shape[1])
         for turn in range(order.shape[1]):
             left = (count[rows] > turn).nonzero()[:, 0]
             if len(left) <= len(rows) // 2:  # else it costs as much as it saves
-                _keep(memory, left)
+                going.keep(left)
                 rows = rows[left]
             column, now, live = order[rows, turn], x[rows], count[rows] > turn
             here = torch.arange(len(rows), device=rows.device)
             fed = self.reader.feed(now, ids[rows])[here, column]
-            logits = self.reader.advance(memory, fed, (column - 1).clamp_min(0))
+            logits = going.advance(fed, (column - 1).clamp_min(0))
             logits = possible(logits, torch.zeros_like(live), self.specials)
             scores = one_by_one(now, ids[rows], mask[rows], column, live, logits, decode, self.specials.pad)
             word, score = draw_tokens(scores, u[rows, column], decode)
@@ -178,19 +152,6 @@ class _AutoregressivePosterior(LengthFirst):
         return torch.zeros(where.shape, device=score.device).index_put((row, column), score)
 
 
-def _keep(memory: dict[str, Any], rows: Tensor) -> None:
-    """Go on with these rows of what was read, some of them several times perhaps."""
-    held = len(memory["attention_mask"])
-    if len(rows) == held and bool((rows == torch.arange(held, device=rows.device)).all()):
-        return
-    memory["attention_mask"] = memory["attention_mask"][rows]
-    if memory["past_key_values"] is not None:
-        memory["past_key_values"].reorder_cache(rows)
-    if "encoder_outputs" in memory:
-        read = memory["encoder_outputs"]
-        read.last_hidden_state = read.last_hidden_state[rows]
-
-
 class _EncoderDecoder(Reader):
     """The encoder reads the state; the decoder is fed the words. T5, BART and their kin, with positions of their own."""
 
@@ -198,11 +159,13 @@ class _EncoderDecoder(Reader):
         self.model, self.specials = model, specials
 
     def feed(self, x: Tokens, ids: Tensor) -> Tensor:
-        begins = _run_starts(x, x.ids == self.specials.mask)
+        begins = run_starts(x, x.ids == self.specials.mask)
         fed = torch.where(begins, self.specials.fill, ids.roll(1, 1))
         return torch.where(x.ids == self.specials.gap, self.specials.gap, fed)
 
-    def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def score(
+        self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor, lasting: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         _refuse_packing(x)
         order = torch.argsort((~where).long(), dim=1, stable=True)[:, : max(int(where.sum(1).max()), 1)]
         asked = where.gather(1, order)
@@ -210,16 +173,36 @@ class _EncoderDecoder(Reader):
         inputs = {"input_ids": x.ids, "attention_mask": x.valid.long(), "decoder_input_ids": ids, "use_cache": False}
         return logits_at(self.model, asked, **inputs), asked.nonzero()[:, 0], order[asked]
 
-    def begin(self, x: Tokens) -> dict[str, Any]:
+    def begin(self, x: Tokens, room: int) -> Going:
         _refuse_packing(x)
-        mask = x.valid.long()
-        read = self.model.get_encoder()(input_ids=x.ids, attention_mask=mask)
-        return {"encoder_outputs": read, "attention_mask": mask, "past_key_values": None}
+        one, alike = x.distinct()
+        going = _Decoding(self.model, x[one])
+        going.keep(alike)
+        return going
 
-    def advance(self, memory: dict[str, Any], ids: Tensor, position: Tensor) -> Tensor:
-        output = self.model(**memory, decoder_input_ids=ids[:, None], use_cache=True)
-        memory["past_key_values"] = output.past_key_values
+
+class _Decoding(Going):
+    def __init__(self, model: Any, x: Tokens) -> None:
+        self.model, self.name, self.mask = model, cache_name(model), x.valid.long()
+        self.encoded, self.cache = model.get_encoder()(input_ids=x.ids, attention_mask=self.mask), None
+
+    def advance(self, ids: Tensor, position: Tensor) -> Tensor:
+        output = self.model(
+            encoder_outputs=self.encoded,
+            attention_mask=self.mask,
+            decoder_input_ids=ids[:, None],
+            use_cache=True,
+            **{self.name: self.cache},
+        )
+        self.cache = getattr(output, self.name)
         return output.logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        if everyone(rows, len(self.mask)):
+            return
+        self.mask, self.encoded.last_hidden_state = self.mask[rows], self.encoded.last_hidden_state[rows]
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
 
 
 def _refuse_packing(x: Tokens) -> None:
@@ -227,108 +210,9 @@ def _refuse_packing(x: Tokens) -> None:
         raise ValueError("an encoder-decoder reads one document per row; set data.packed to false")
 
 
-class _Causal(Reader):
-    """The state, [END], then the words, in one sequence."""
-
-    def __init__(self, model: Any, specials: Specials, bidirectional: bool) -> None:
-        self.model, self.specials, self.bidirectional = model, specials, bidirectional
-
-    def feed(self, x: Tokens, ids: Tensor) -> Tensor:
-        return torch.where(x.ids == self.specials.gap, self.specials.gap, ids.roll(1, 1))
-
-    def score(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        events = self._lay(x, fed, where, known)
-        logits = logits_at(
-            self.model,
-            events.asked,
-            input_ids=events.ids,
-            attention_mask=self._mask(events, x.packed),
-            position_ids=events.position,
-            use_cache=False,
-        )
-        return logits, events.asked.nonzero()[:, 0], events.column[events.asked]
-
-    def _lay(self, x: Tokens, fed: Tensor, where: Tensor, known: Tensor) -> Events:
-        """Document by document, the state, [END], then what is fed for `where`.
-
-        The token left of a `known` column, being read, answers for that column.
-        """
-        mask = x.ids == self.specials.mask
-        column = torch.arange(x.ids.shape[1], device=x.ids.device).expand_as(x.ids)
-        place = column - _first(x)
-        runs_on = mask & ~_run_starts(x, mask)
-        gap = x.ids == self.specials.gap
-        follows = x.joined() & known.roll(-1, 1) & ~mask & ~gap
-        never = torch.zeros_like(where)
-        parts = [
-            (x.ids, place, x.valid & ~runs_on, follows, column + 1),
-            (torch.full_like(x.ids, self.specials.end), place + 1, x.valid & ~x.joined(), never, column),
-            (fed, torch.where(gap, place, place - 1), where, where, column),
-        ]
-        ids, position, live, asked, answers = (torch.cat(values, 1) for values in zip(*parts, strict=True))
-        number = torch.arange(len(parts), device=ids.device).repeat_interleave(x.ids.shape[1]).expand_as(ids)
-        doc = x.doc.repeat(1, len(parts)).masked_fill(~live, -1)
-        order = (len(parts) * doc + number).masked_fill(~live, torch.iinfo(torch.int64).max)
-        order = order.argsort(dim=1, stable=True)[:, : int(live.sum(1).max())]
-        live, doc = live.gather(1, order), doc.gather(1, order)
-        return Events(
-            ids.gather(1, order).masked_fill(~live, self.specials.pad),
-            position.gather(1, order).masked_fill(~live, 0),
-            asked.gather(1, order) & live,
-            answers.gather(1, order),
-            doc,
-            number.gather(1, order) == len(parts) - 1,
-        )
-
-    def _mask(self, events: Events, packed: bool) -> Tensor:
-        """(B, N) where plain causality does, else an additive (B, 1, N, N)."""
-        doc, told = events.doc, events.told
-        if not (packed or self.bidirectional):
-            return (doc >= 0).long()
-        column = torch.arange(doc.shape[1], device=doc.device)
-        sees = column[None, None, :] <= column[None, :, None]  # (1, query, key)
-        if self.bidirectional:
-            sees = sees | ~told[:, None, :]
-            sees = sees & (told[:, :, None] | ~told[:, None, :])
-        sees = sees & (doc[:, :, None] == doc[:, None, :])
-        lowest = torch.finfo(self.model.dtype).min
-        return torch.zeros(sees.shape, dtype=self.model.dtype, device=sees.device).masked_fill(~sees, lowest)[:, None]
-
-    def begin(self, x: Tokens) -> dict[str, Any]:
-        if x.packed:
-            raise ValueError("packed documents are for training; give one text per row to fill")
-        never = torch.zeros_like(x.fixed)
-        # padding goes to the left: what is written follows the text, for windows and recurrent states as well
-        events = _to_the_right(self._lay(x, x.ids, never, never))
-        mask = self._mask(events, packed=False)
-        read = self.model.base_model(
-            input_ids=events.ids, attention_mask=mask, position_ids=events.position, use_cache=True
-        )
-        return {"past_key_values": read.past_key_values, "attention_mask": (events.doc >= 0).long()}
-
-    def advance(self, memory: dict[str, Any], ids: Tensor, position: Tensor) -> Tensor:
-        memory["attention_mask"] = torch.cat([memory["attention_mask"], torch.ones_like(ids)[:, None]], 1)
-        output = self.model(**memory, input_ids=ids[:, None], position_ids=position[:, None], use_cache=True)
-        memory["past_key_values"] = output.past_key_values
-        return output.logits[:, -1]
-
-
-def _to_the_right(events: Events) -> Events:
-    """The same events, left-padded."""
-    order = torch.argsort((events.doc >= 0).long(), dim=1, stable=True)
-    return Events(*(field.gather(1, order) for field in events))
-
-
-def _run_starts(x: Tokens, mask: Tensor) -> Tensor:
-    """The first mask of every run of masks of one document."""
-    continues = torch.zeros_like(mask)
-    continues[:, 1:] = mask[:, :-1] & (x.doc[:, 1:] == x.doc[:, :-1])
-    return mask & ~continues
-
-
 def _run_sizes(x: Tokens, mask: Tensor) -> Tensor:
     """(B, L) how many elements the run of `mask` has that each belongs to; 1 outside of runs."""
-    number = _run_starts(x, mask).long().cumsum(1) * mask
+    number = run_starts(x, mask).long().cumsum(1) * mask
     sizes = torch.zeros_like(number).scatter_add(1, number, torch.ones_like(number))
     return sizes.gather(1, number).masked_fill(~mask, 1)
 
@@ -340,11 +224,3 @@ def _soon(x: Tokens, gap: Tensor) -> Tensor:
         gap = (gap & joined).roll(1, 1)
         soon |= gap
     return soon & x.fixed
-
-
-def _first(x: Tokens) -> Tensor:
-    """(B, L) the column in which the document of each element begins."""
-    column = torch.arange(x.ids.shape[1], device=x.ids.device).expand_as(x.ids)
-    starts = torch.ones_like(x.fixed)
-    starts[:, 1:] = x.doc[:, 1:] != x.doc[:, :-1]
-    return column.masked_fill(~starts, 0).cummax(1).values

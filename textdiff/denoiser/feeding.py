@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.head import logits_at
+from textdiff.denoiser.memory import cache_name
 from textdiff.denoiser.words import own
 from textdiff.leak import vocabulary
 
@@ -119,7 +120,7 @@ class _Batch:
     def read(self, ids: Tensor, live: Tensor, where: Tensor) -> Tensor:
         """Feed ids (S, m), those that are `live` (S, m) of them; logits at `where` (S, m)."""
         self.mask = torch.cat([self.mask, live], 1)
-        inputs: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
+        inputs: dict[str, Any] = {cache_name(self.model): self.cache, "use_cache": True}
         position = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -ids.shape[1] :]
         if self.beside:
             inputs |= {"decoder_input_ids": ids, **_encoder_inputs(**self.beside)}

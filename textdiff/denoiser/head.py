@@ -77,7 +77,7 @@ class Reading:
 
     def _able(self) -> bool:
         """Whether the model can; nobody takes the trial for a run."""
-        with _hooks(self.model.base_model):
+        with unheard(self.model.base_model):
             return last.able(self.model)
 
     @contextmanager
@@ -128,7 +128,7 @@ class Reading:
 def _echo(body: nn.Module, said: Any) -> Iterator[None]:
     """The body says this without running."""
     own = body.__dict__.get("forward")
-    with _hooks(body):
+    with unheard(body):
         body.__dict__["forward"] = lambda *args, **kwargs: said
         try:
             yield
@@ -139,7 +139,7 @@ def _echo(body: nn.Module, said: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _hooks(body: nn.Module) -> Iterator[None]:
+def unheard(body: nn.Module) -> Iterator[None]:
     """None of the body's hooks hears of what happens meanwhile."""
     own = body._forward_hooks, body._forward_pre_hooks
     body.__dict__.update(_forward_hooks={}, _forward_pre_hooks={})

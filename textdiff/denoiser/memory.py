@@ -38,10 +38,7 @@ class Memory:
     is_compileable, is_initialized = False, True  # what transformers asks of a cache
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        # transformers 5.24 renamed the argument, and warns of the old name at every call
-        known = inspect.signature(type(model).forward).parameters
-        self.name = "cache" if "cache" in known else "past_key_values"
+        self.model, self.name = model, cache_name(model)
         self.forget()
 
     def forget(self) -> None:
@@ -52,14 +49,15 @@ class Memory:
         self.said_by: tuple[Any, ...] = ()
         self.latest: Any = None
         self.aim = Aim(self.size, self.ids, 0, 0)
+        self.span: slice | None = None
 
     def hold(self, ids: Tensor, most: Tensor, block: int) -> Tensor:
         """Make the rows those of texts `ids` (B, L): how many columns of each are here (B,), in blocks, at most `most`."""
         self._check(ids)
-        if self.ids.shape[0] != len(ids) or self.ids.shape[1] < ids.shape[1]:
-            self._arrange(ids, block)
-        here = self._common(ids)
-        if bool(((here < block) & (most > 0)).any()):
+        known = self.ids.shape[0] == len(ids) and self.ids.shape[1] >= ids.shape[1]
+        here = self._common(ids) if known else most.new_zeros(len(ids))
+        # rows of blocks are worth moving where they have none; token by token any row may have more of a text
+        if not known or bool(((here < block) & (most > 0)).any()) or (block == 1 and bool((here < most).any())):
             self._arrange(ids, block)
             here = self._common(ids)
         return here.minimum(most) // block * block
@@ -68,6 +66,9 @@ class Memory:
         """A call is next that writes from column `start` (R,) on."""
         # before it has come to its end, nothing of what it writes over counts
         self.aim, self.size[aim.rows] = aim, self.size[aim.rows].minimum(start)
+        first, count = int(aim.rows[0]), len(aim.rows)
+        follow = bool((aim.rows == torch.arange(first, first + count, device=aim.rows.device)).all())
+        self.span = slice(first, first + count) if follow else None  # rows in a row are read where they are
 
     def keep(self, rows: Tensor, ids: Tensor, size: Tensor) -> None:
         """The call is done: of rows (R,) the first columns, `size` (R,), of ids (R, L) are here."""
@@ -83,16 +84,15 @@ class Memory:
         held = self.kept[layer_idx] or (self._empty(keys), self._empty(values))
         self.kept[layer_idx] = held
         rows, slots, first, reach = self.aim
-        whole = len(rows) == len(self.size)
         for part, new in zip(held, (keys, values), strict=True):
             if new.shape[2] != slots.shape[1]:
                 continue
-            if whole and first >= 0:
-                part[:, :, first : first + new.shape[2]] = new
+            if self.span is not None and first >= 0:
+                part[self.span, :, first : first + new.shape[2]] = new
             else:
                 part[rows[:, None], :, slots] = new.transpose(1, 2)
-        keys, values = held
-        return (keys[:, :, :reach], values[:, :, :reach]) if whole else (keys[rows, :, :reach], values[rows, :, :reach])
+        seen = rows if self.span is None else self.span
+        return held[0][seen, :, :reach], held[1][seen, :, :reach]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """How many slots the next call sees that it does not write, if every row is as far as the others."""
@@ -128,13 +128,22 @@ class Memory:
         """Every row of `ids` (B, L) gets the row that has most of it, a copy where several want the same."""
         (rows, width), held = ids.shape, len(self.ids)
         shared = min(width, self.ids.shape[1])
-        source = torch.tensor(_sources(ids[:, :shared], self.ids[:, :shared], self.size, block), device=ids.device)
-        if rows == held and shared == width and bool((source == torch.arange(rows, device=ids.device)).all()):
+        source = _sources(ids, self.ids, self.size, block).to(ids.device)
+        fits = rows == held and shared == width
+        moved = (source != torch.arange(rows, device=ids.device)).nonzero()[:, 0] if fits else source
+        if fits and not len(moved):
+            return
+        self.latest = None
+        if fits:  # the others stay where they are
+            source = source[moved]
+            end = int(self.size[source].max())
+            self.ids[moved, :end], self.size[moved] = self.ids[source, :end], self.size[source]
+            for part in (part for pair in self.kept if pair is not None for part in pair):
+                part[moved, :, :end] = part[source, :, :end]
             return
         old, size, kept, self.kept = self.ids, self.size, self.kept, []
         self.ids = torch.full_like(ids, -1)
         self.size = torch.zeros(rows, dtype=torch.int64, device=ids.device)
-        self.latest = None
         if held:
             self.ids[:, :shared], self.size = old[source, :shared], size[source].clamp_max(shared)
             self.kept = [
@@ -142,34 +151,36 @@ class Memory:
             ]
 
     def _moved(self, part: Tensor, source: Tensor) -> Tensor:
-        moved, shared = self._empty(part), min(part.shape[2] - 1, self.ids.shape[1])
-        moved[:, :, :shared] = part[source, :, :shared]
+        moved, end = self._empty(part), int(self.size.max())
+        moved[:, :, :end] = part[source, :, :end]
         return moved
 
 
-def _sources(ids: Tensor, held: Tensor, size: Tensor, block: int) -> list[int]:
-    """For each text (B, L) the one of those held (M, L), `size` (M,) columns of them, that has most of its blocks.
+def _sources(ids: Tensor, held: Tensor, size: Tensor, block: int) -> Tensor:
+    """(B,) for each text (B, L) the one of those held (M, C), `size` (M,) columns of them, that has most of its blocks.
 
     What is where it belongs stays there. Any of them for a text of which none has a block.
     """
-    known: dict[bytes, int] = {}
-    texts, sizes = held.cpu().numpy(), size.tolist()
-    for row, count in enumerate(sizes):
-        for end in range(block, count + 1, block):
-            known.setdefault(texts[row, :end].tobytes(), row)
-    sources = []
-    for row, text in enumerate(ids.cpu().numpy()):
-        most, end = (row if row < len(texts) else 0), len(text) // block * block
-        while end and text[:end].tobytes() not in known:
-            end -= block
-        # a copy elsewhere is no better than its own
-        if end and not (row < len(texts) and sizes[row] >= end and (texts[row, :end] == text[:end]).all()):
-            most = known[text[:end].tobytes()]
-        sources.append(most)
-    return sources
+    width, count = min(ids.shape[1], held.shape[1]), len(ids)
+    texts, common = ids[:, :width].cpu().numpy(), [torch.zeros(count, dtype=torch.int64)] * (not len(held))
+    for row, end in zip(held[:, :width].cpu().numpy(), size.tolist(), strict=True):
+        same = texts == row
+        first = torch.from_numpy(same.argmin(1)) if width else torch.zeros(count, dtype=torch.int64)
+        first[torch.from_numpy(same.all(1))] = width
+        common.append(first.clamp_max(end) // block * block)
+    found = torch.stack(common, 1)  # (B, M)
+    most, source = found.max(1)
+    own = torch.arange(count) * (torch.arange(count) < found.shape[1])
+    stays = found.gather(1, own[:, None])[:, 0] == most
+    return torch.where(stays, own, source)
 
 
 def _speaker(weights: list[Tensor], device: torch.device) -> tuple[Any, ...]:
     """What changes when weights do, where they are and how often they were written; and the precision of autocast."""
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
     return autocast, *((weight.data_ptr(), weight.is_inference() or weight._version) for weight in weights)
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its cache: transformers 5.24 renamed it, warns of the old name and will drop it."""
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
