@@ -348,27 +348,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="tiny models, for a look at the program")
     parser.add_argument("--budget", type=float, default=540, help="seconds after which no section begins")
+    parser.add_argument("--threads", type=int, help="of the host; torch's own number where left out")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of gpu.json")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     torch.set_float32_matmul_precision("high")
     bench = Bench(TINY if options.tiny else Size(), options.budget, options.out)
     size, began = bench.size, time.monotonic()
     print(", ".join(f"{key} {value}" for key, value in bench.found.items()), flush=True)
     bench.section(0, "ceilings", lambda: ceilings(bench))
-    points = [(2, 8, False)] if options.tiny else [(1, 64, False), (16, 64, False), (16, 64, True), (16, 256, False)]
-    for batch, steps, infill in points:
-        shape = Shape(batch, size.length, steps, infill, size.vocabulary)
-        bench.section(60, f"B={batch} N={steps}", partial(sampling, bench, shape))
+
+    def samples(*points: tuple[int, int, bool]) -> None:
+        for batch, steps, infill in [(2, 8, False)] if options.tiny else points:
+            shape = Shape(batch, size.length, steps, infill, size.vocabulary)
+            bench.section(20 if batch == 1 else 40, f"B={batch} N={steps}", partial(sampling, bench, shape))
+
+    samples((1, 64, False), (16, 64, False))
     for batch in (2,) if options.tiny else (1, 16, 64):
-        bench.section(25, f"generate {batch}", partial(generate, bench, batch))
+        bench.section(12, f"generate {batch}", partial(generate, bench, batch))
     for name, loss, ways in (
         ("ours", ours, ()), ("ours, compiled", ours, ("compile",)), ("all logits", full_logits, ()),
         ("SUBS (MDLM's)", subs, ()),
     ):  # fmt: skip
-        bench.section(40, f"train: {name}", partial(train, bench, name, loss, ways))
-    bench.section(40, "train: Trainer, BERT", lambda: hf_trainer(bench, "BERT", bench.model()))
-    bench.section(40, "train: Trainer, ModernBERT", lambda: hf_trainer(bench, "ModernBERT sparse", modernbert(bench)))
+        bench.section(12, f"train: {name}", partial(train, bench, name, loss, ways))
+    bench.section(20, "train: Trainer, BERT", lambda: hf_trainer(bench, "BERT", bench.model()))
+    bench.section(20, "train: Trainer, ModernBERT", lambda: hf_trainer(bench, "ModernBERT sparse", modernbert(bench)))
+    if not options.tiny:
+        samples((16, 64, True), (16, 256, False))
     bench.put("seconds", all=time.monotonic() - began)
 
 

@@ -36,9 +36,7 @@ def test_the_same_texts(kind):
     assert fill(there(checkpoint)) == fill(checkpoint)
 
 
-@pytest.mark.parametrize(
-    "rule", ["ranked", "ranked:margin", "threshold:0.01", "forward-backward", "partial:0.3", "doubt:0.1"]
-)
+@pytest.mark.parametrize("rule", ["ranked", "ranked:left", "top:2", "forward-backward", "partial:0.3", "doubt:0.1"])
 def test_every_kind_of_rule(rule):
     checkpoint = tiny_checkpoint(process="masking", staged=False)
     texts = [parse("It is [GAP:9]; we go on.")]

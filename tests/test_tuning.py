@@ -73,7 +73,7 @@ def test_bf16_fills():
     from textdiff.filling import infill
     from textdiff.gaps import parse
 
-    found = infill([parse("We the [GAP:3] union.")], **checkpoint.tools(), steps=3)[0][0]
+    found = infill([parse("We the [GAP:3] union[GAP].")], **checkpoint.tools(), steps=3)[0][0]
     assert found.text.startswith("We the ") and "[" not in found.text
 
 

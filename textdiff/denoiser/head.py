@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from textdiff.denoiser import last
 from textdiff.denoiser.base import device_of
 
-PIECE, LARGE = 1 << 20, 1 << 26  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
+PIECE, LARGE = 1 << 20, 1 << 27  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
 
 
 def logits_at(model: Any, where: Tensor, **inputs: Any) -> Tensor:
@@ -95,7 +95,7 @@ class Reading:
             if chosen or hidden.shape[:-1] != where.shape:
                 return hidden
             chosen = True
-            return hidden[at[0].to(self.device), at[1].to(self.device)][None]
+            return hidden[*torch.stack(at).to(self.device)][None]
 
         def after_body(module: nn.Module, args: Any, output: Any) -> Any:
             if self._chosen is not None and not self._chosen.used:

@@ -182,25 +182,30 @@ def open_gaps(xt: Tokens, counts: Tensor, specials: Specials) -> tuple[Tokens, T
     return x0.with_(ids=x0.ids.masked_fill(x0.ids == specials.gap, specials.mask)), index.clamp_min(0)
 
 
+def words_alone(logits: Tensor, specials: Specials) -> Tensor:
+    """Logits (S, V), in full precision for what adds up probabilities, with minus infinity on all that is no word."""
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return logits.masked_fill(specials.mute(logits.shape[-1], logits.device), -torch.inf)
+
+
 def possible(logits: Tensor, gap: Tensor, specials: Specials, surplus: Tensor | None = None) -> Tensor:
     """Logits (S, V) with minus infinity on what cannot be said there.
 
     Lengths at a gap (S,) bool, words elsewhere, and <|0|> too at what may be one too many, `surplus` (S,) bool.
     """
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()  # what follows adds up probabilities
-    words = logits.masked_fill(specials.mute(logits.shape[-1], logits.device), -torch.inf)
+    words = words_alone(logits, specials)
     if not specials.lengths:
-        return words  # no number is said by this model
+        return words
     if surplus is not None and bool(surplus.any()):
         none = specials.lengths[0]
-        words[:, none] = torch.where(surplus, logits[:, none], -torch.inf)
+        words[:, none] = torch.where(surplus, logits[:, none].to(words), -torch.inf)
     if not bool(gap.any()):
         return words
     # row by row, where a mask over all of (S, V) would cost as much as the head itself
     mute = torch.ones_like(words[0], dtype=torch.bool)
     mute[list(specials.lengths)] = False
-    return words.index_put((gap.nonzero()[:, 0],), logits[gap].masked_fill(mute, -torch.inf))
+    return words.index_put((gap.nonzero()[:, 0],), logits[gap].to(words).masked_fill(mute, -torch.inf))
 
 
 def _log_rest(log_prob: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser, device_of
-from textdiff.denoiser.lengths import LengthFirst, possible
+from textdiff.denoiser.lengths import LengthFirst, possible, words_alone
 from textdiff.denoiser.padding import Feed
 from textdiff.denoiser.search import search
 from textdiff.denoiser.words import at_once, together
@@ -130,6 +130,8 @@ class Reading:
         return at.roll(-1, 1)
 
     def _possible(self, logits: Tensor, where: Any) -> Tensor:
+        if not self.specials.lengths:  # no number can be asked for
+            return words_alone(logits, self.specials)
         gap, surplus = self.x.ids[where] == self.specials.gap, self.x.surplus[where]
         return possible(logits, gap.to(logits.device), self.specials, surplus.to(logits.device))
 
