@@ -9,6 +9,7 @@ Compiled and recorded calls say what the model says, to rounding; 8 and 16 bits 
 For decoding alone: train first.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -89,19 +90,20 @@ class Recorded:
     """
 
     def __init__(self, run: Callable[..., Any]) -> None:
-        self.run = run
+        self.run, self.names = run, [*inspect.signature(run).parameters]
         self.kept: OrderedDict[Any, tuple[Any, dict[str, Tensor], Any]] = OrderedDict()
         self.pool: Any = None  # of memory, shared: no two graphs run at once, and what one says is copied
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
+        inputs |= dict(zip(self.names, args, strict=False))
         mask = inputs.get("attention_mask")
         if mask is not None and mask.dim() == 2 and bool(mask.all()):  # inside a graph nobody can look whether it is
             inputs["attention_mask"] = None
         given = {name: what for name, what in inputs.items() if isinstance(what, Tensor)}
         plain = {name: what for name, what in inputs.items() if name not in given}
         known = all(isinstance(what, bool | int | float | str | None) for what in plain.values())
-        if args or not known or torch.is_grad_enabled() or plain.get("use_cache"):
-            return self.run(*args, **inputs)
+        if not known or torch.is_grad_enabled() or plain.get("use_cache"):
+            return self.run(**inputs)
         name = tuple((k, v.shape, v.dtype) for k, v in given.items()), tuple(plain.items())
         if name not in self.kept:
             self.kept[name] = self._record(given, plain)
