@@ -209,6 +209,13 @@ def test_infill_prints_texts(run: object) -> None:
     assert code == 0 and out.startswith("We ") and " on." in out
 
 
+def test_infill_writes_what_must_be_written(run: object) -> None:
+    code, out, _ = run("infill", "autoregressive", "We [GAP:must=hope] on [GAP].", "--must", "pe", "--json")
+    first, second = json.loads(out)[0]["gaps"]
+    assert code == 0 and "hope" in first["text"] and "pe" in second["text"]
+    assert "--must" in run("infill", "--help")[1]
+
+
 def test_brackets_of_the_user_are_no_markup(run: object) -> None:
     code, out, _ = run(*INFILL, "[bold]x[/bold] [/] [GAP:1]")
     assert code == 0 and out.startswith("[bold]x[/bold] [/] ")
