@@ -118,6 +118,13 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         (("train", "--diffusion.process", "0*masking+edit"), ["write masking, or a mixture such as"]),
         (("train", "--diffusion.process", "masking+encoder"), ["states are vectors", "cannot be mixed"]),
         (("train", *AUTOREGRESSIVE, "--diffusion.process", "edit"), ["edit has words corrected", "denoiser parallel"]),
+        (
+            ("train", "--diffusion.self-conditioning"),
+            [
+                "self_conditioning is for denoiser parallel with process masking",
+                "not parallel with deletion and block 0",
+            ],
+        ),
         (("train", "--diffusion.counts"), ["counts is for process masking or replacement, not deletion"]),
         (
             ("train", "--diffusion.process", "masking", "--diffusion.masked", "0.5"),
@@ -294,5 +301,9 @@ def test_yaml_and_options_train(run: object, world: Path, tmp_path: Path) -> Non
     code, said, err = run(*words)
     assert code == 0 and f"saved {out}" in said, err
     assert run("infill", out, "We [GAP] on.")[0] == 0
+    told = ("--diffusion.process", "masking", "--diffusion.self-conditioning", "--trainer.overwrite")
+    code, _, err = run(*words, *told, "--diffusion.denoiser", "parallel", "--model.path", "parallel")
+    assert code == 0 and json.loads((Path(out) / CONFIG_NAME).read_text())["self_conditioning"] is True, err
+    assert run("infill", out, "We [GAP:2] on.", "--num-steps", "3")[0] == 0
     code, _, err = run(*words)
     assert code == 2 and "already holds a run" in err and "--overwrite" in err

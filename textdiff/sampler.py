@@ -132,7 +132,9 @@ class Clock:
         number = torch.where(endless | (moment >= self.t), following, needed.maximum(following)).minimum(self.steps)
         t = self.start * self.times(number, self.steps)
         if bool((endless & (moment >= self.t) & (self.number > 0)).any()):
-            raise ValueError("this process and rule do not know when something happens next; give a number of steps")
+            raise ValueError(
+                "this process, rule or model does not know when something happens next; give a number of steps"
+            )
         t = torch.where(endless, moment.minimum(self.t * (1 - 1e-12)), t)
         return Clock(self.steps, number.long(), t, self.start, self.times)
 
