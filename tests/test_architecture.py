@@ -38,8 +38,10 @@ LAYERS = (
     (
         "tokenizer",
         "spelling",
+        "joining",
         "automata",
         "gaps",
+        "asked",
         "clocks",
         "selecting",
         "filling",

@@ -191,12 +191,13 @@ def test_patterns_are_python_s(pattern):
         assert (state >= 0 and accept[state]) == bool(re.fullmatch(pattern, text)), text
 
 
-def keeps(text: str, pattern: str | None, choices: tuple, words: tuple | None, banned: tuple) -> bool:
+def keeps(text: str, pattern: str | None, choices: tuple, words: tuple | None, banned: tuple, must: tuple) -> bool:
     return (
         (pattern is None or re.fullmatch(pattern, text) is not None)
         and (not choices or text in choices)
         and (words is None or (words[0] <= len(text.split()) <= words[1] and text == " ".join(text.split())))
         and not any(string in text for string in banned)
+        and all(string in text for string in must)
     )
 
 
@@ -210,6 +211,8 @@ ASKED = [
     {"words": (1, 3), "pattern": r"[a-z ]+"},
     {"banned": ("e", "the", " a", "日")},
     {"banned": ("the", "h"), "pattern": "[a-z]*"},  # the one inside the other
+    {"must": ("th", "he")},
+    {"must": ("é",), "banned": ("f",), "pattern": ".{1,4}"},
 ]
 
 
@@ -221,7 +224,7 @@ def test_exactly_the_texts_asked_for(family, lead, asked):
     and some that were drawn, each also with one token changed.
     """
     t, noise = tokenizer(family), torch.Generator().manual_seed(0)
-    what = {"pattern": None, "choices": (), "words": None, "banned": ()} | asked
+    what = {"pattern": None, "choices": (), "words": None, "banned": (), "must": ()} | asked
     spelt, first = pieces(t, len(t)), openings(t, len(t)) if lead else pieces(t, len(t))
     ids = torch.tensor(text_ids(family))
     rows = [()] + [(i,) for i in range(len(t))]
@@ -271,15 +274,15 @@ def test_what_is_drawn_reads_as_asked(family, asked, lead, seed):
     scores, u = torch.randn(n, len(t), generator=noise), torch.rand(n, generator=noise, dtype=torch.float64)
     ids = draw_run(Constraint(automaton=a), scores, torch.full((n,), -1), u).tolist()
     text = read_gap(t, ids, lead)
-    assert keeps(text, **{"pattern": None, "choices": (), "words": None, "banned": ()} | asked)
+    assert keeps(text, **{"pattern": None, "choices": (), "words": None, "banned": (), "must": ()} | asked)
     continues = family == "wordpiece" and lead == "" and ids and not pieces(t, len(t))[ids[0]].startswith(b" ")
     assert continues or decoded(family, ids).lstrip(" ") == text.lstrip(" ")
 
 
 def test_a_word_of_another_kind_would_be_seen():
     """The reading of the test above tells a text that was asked for from one that was not."""
-    assert not keeps("2024-5", PATTERNS[0], (), None, ())
-    assert not keeps("a  b", None, (), (2, 2), ()) and not keeps("a the", None, (), None, ("the",))
+    assert not keeps("2024-5", PATTERNS[0], (), None, (), ()) and not keeps("ab", None, (), None, (), ("ba",))
+    assert not keeps("a  b", None, (), (2, 2), (), ()) and not keeps("a the", None, (), None, ("the",), ())
 
 
 def test_the_space_before_a_gap_is_no_part_of_it():
@@ -341,6 +344,8 @@ def test_nothing_asked_is_no_automaton_and_the_same_is_compiled_once():
         ({"choices": "yes"}, "give a list"),
         ({"banned": "yes"}, "give a list"),
         ({"banned": [""]}, "leave it out"),
+        ({"must": [""]}, "must contains '', which occurs in every text; leave it out"),
+        ({"must": "yes"}, "give a list"),
         ({"pattern": "a", "lead": "x"}, "neither empty nor one space"),
     ],
 )
@@ -354,6 +359,7 @@ def test_what_cannot_be_asked_for(asked, message):
 def test_tables_have_a_limit(monkeypatch):
     t = train_tokenizer(TEXTS, 300)
     monkeypatch.setattr("textdiff.automata.MAX_STATES", 40)
+    monkeypatch.setattr("textdiff.joining.MAX_STATES", 40)
     for asked in ({"pattern": "a{50}"}, {"pattern": "[ab]{30}", "banned": ["a" * 20]}):
         with pytest.raises(ValueError, match="ask for less"):
             compile_gap(t, len(t), **asked)

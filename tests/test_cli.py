@@ -118,6 +118,13 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         (("train", "--diffusion.process", "0*masking+edit"), ["write masking, or a mixture such as"]),
         (("train", "--diffusion.process", "masking+encoder"), ["states are vectors", "cannot be mixed"]),
         (("train", *AUTOREGRESSIVE, "--diffusion.process", "edit"), ["edit has words corrected", "denoiser parallel"]),
+        (
+            ("train", "--diffusion.self-conditioning"),
+            [
+                "self_conditioning is for denoiser parallel with process masking",
+                "not parallel with deletion and block 0",
+            ],
+        ),
         (("train", "--diffusion.counts"), ["counts is for process masking or replacement, not deletion"]),
         (
             ("train", "--diffusion.process", "masking", "--diffusion.masked", "0.5"),
@@ -209,6 +216,13 @@ def test_infill_prints_texts(run: object) -> None:
     assert code == 0 and out.startswith("We ") and " on." in out
 
 
+def test_infill_writes_what_must_be_written(run: object) -> None:
+    code, out, _ = run("infill", "autoregressive", "We [GAP:must=hope] on [GAP].", "--must", "pe", "--json")
+    first, second = json.loads(out)[0]["gaps"]
+    assert code == 0 and "hope" in first["text"] and "pe" in second["text"]
+    assert "--must" in run("infill", "--help")[1]
+
+
 def test_brackets_of_the_user_are_no_markup(run: object) -> None:
     code, out, _ = run(*INFILL, "[bold]x[/bold] [/] [GAP:1]")
     assert code == 0 and out.startswith("[bold]x[/bold] [/] ")
@@ -287,5 +301,9 @@ def test_yaml_and_options_train(run: object, world: Path, tmp_path: Path) -> Non
     code, said, err = run(*words)
     assert code == 0 and f"saved {out}" in said, err
     assert run("infill", out, "We [GAP] on.")[0] == 0
+    told = ("--diffusion.process", "masking", "--diffusion.self-conditioning", "--trainer.overwrite")
+    code, _, err = run(*words, *told, "--diffusion.denoiser", "parallel", "--model.path", "parallel")
+    assert code == 0 and json.loads((Path(out) / CONFIG_NAME).read_text())["self_conditioning"] is True, err
+    assert run("infill", out, "We [GAP:2] on.", "--num-steps", "3")[0] == 0
     code, _, err = run(*words)
     assert code == 2 and "already holds a run" in err and "--overwrite" in err

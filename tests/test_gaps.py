@@ -42,6 +42,8 @@ def tools() -> dict[str, dict[str, Any]]:
         ("[gap] [GAPS] [GAP-1]", ["[gap] [GAPS] [GAP-1]"]),
         ("[GAP:2-6] [GAP:-6] [GAP:2-]", [Gap(2, 6), " ", Gap(max=6), " ", Gap(2)]),
         ("[GAP:3w] [GAP:2-6w]", [Gap(3, 3, "words"), " ", Gap(2, 6, "words")]),
+        ("[GAP:must=war]", [Gap(must=("war",))]),
+        ("[GAP:2-6,must=a b,must=\\|\\,]", [Gap(2, 6, must=("a b", "|,"))]),
         ("[GAP:name=city,1-3w]", [Gap(1, 3, "words", name="city")]),
         ("[GAP:1-3w,name=city]", [Gap(1, 3, "words", name="city")]),
         ("[GAP:yes|no|may be]", [Gap(choices=("yes", "no", "may be"))]),
@@ -75,6 +77,8 @@ def test_a_gap_that_says_nothing(text: str) -> None:
         ("[GAP:yes|no,3]", "a gap with choices has their lengths"),
         ("[GAP:2w,/x/]", "put the words into the pattern"),
         ("[GAP:yes||no]", "an empty choice"),
+        ("[GAP:must=]", "an empty string must occur; give each one some text"),
+        ("[GAP:must=a|b]", "for all of them write must=a,must=b"),
     ],
 )
 def test_gaps_that_cannot_be_read_are_named_by_their_place(text: str, message: str) -> None:

@@ -1,7 +1,7 @@
 r"""What a filled text promises, whatever the text, the gaps, the model and the way it fills.
 
     fixed text      comes back byte for byte, and offsets cut out the gaps
-    gaps            keep what was asked (tokens, words, choices, pattern, banned strings) and hold no special token
+    gaps            keep what was asked (tokens, words, choices, pattern, must, banned) and hold no special token
     randomness      a text's filling depends on its seed alone, not on what it is filled with, nor on padding
 
 Texts are of any script, with white space, control characters, combining marks, and whatever spells a special token.
@@ -76,7 +76,7 @@ PIECE = st.one_of(
 STRETCH = st.one_of(
     st.lists(WORD, min_size=1, max_size=4).map(" ".join), st.lists(PIECE, min_size=1, max_size=4).map("".join)
 )
-KINDS = st.sampled_from("free free known tokens words choices pattern".split())
+KINDS = st.sampled_from("free free known tokens words choices pattern must".split())
 ONE, FEW, PATTERN = st.sampled_from([0, 1, 2]), st.sampled_from([1, 1, 1, 2, 2, 3]), st.sampled_from(PATTERNS)
 STRANGE = st.lists(st.sampled_from(ODD), max_size=1)
 OPTIONS = {
@@ -105,6 +105,8 @@ def gap(draw: st.DrawFn, name: str | None) -> Gap:
         return Gap(name=name, choices=(*draw(CHOICES), *draw(STRANGE)))
     if kind == "pattern":
         return Gap(name=name, pattern=draw(PATTERN))
+    if kind == "must":
+        return Gap(low, name=name, must=(draw(WORD),))
     return Gap(*few, unit="words" if kind == "words" else "tokens", name=name)
 
 
@@ -158,6 +160,7 @@ def _gap(gap: Gap) -> str:
     if gap.choices:
         escaped = [re.sub(r"([\\|,\]\[/])", r"\\\1", choice) for choice in gap.choices]
         said.append("|".join(escaped if len(escaped) > 1 else escaped * 2))
+    said += ["must=" + re.sub(r"([\\|,\]\[/])", r"\\\1", string) for string in gap.must]
     if gap.min is not None or gap.max is not None:
         low, high = ("" if n is None else str(n) for n in (gap.min, gap.max))
         said.append((low if low == high else f"{low}-{high}") + ("w" if gap.unit == "words" else ""))
@@ -178,6 +181,7 @@ def assert_kept(gap: Gap, found: dict[str, Any], options: dict[str, Any], once: 
         assert count <= options["max_gap"], (gap, found)
     assert not gap.choices or text in gap.choices, (gap, found)
     assert gap.pattern is None or re.fullmatch(gap.pattern, text), (gap, found)
+    assert all(string in text for string in gap.must), (gap, found)
     assert not any(string in text for string in options.get("banned", ())), (gap, found)
     assert found["name"] == gap.name
 

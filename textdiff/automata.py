@@ -1,10 +1,11 @@
-"""Gaps that have to match: a pattern, choices, a number of words, banned strings -> one automaton over tokens.
+"""Gaps that have to match: a pattern, choices, words, strings that must or must not occur -> one automaton over tokens.
 
     bytes of a token = what it adds to the text        step(s, token) = step(.. step(s, first byte) .., last byte)
 
 Everything asked is first a finite automaton over UTF-8 bytes: a pattern by way of outlines_core (Willard and Louf,
-arXiv:2307.09702), choices a trie, banned strings the complement of Aho and Corasick's (1975); one that keeps all of them
-is their product. Then tokens are read byte by byte. So text is whole characters, whichever bytes the tokens break at.
+arXiv:2307.09702), choices a trie, banned strings the complement of Aho and Corasick's (1975), one that must occur that of
+Knuth, Morris and Pratt (`joining`); one that keeps all of them is their product. Then tokens are read byte by byte. So text
+is whole characters, whichever bytes the tokens break at.
 
 Whose is the space before a gap? `gaps.tokens_of` leaves it to the gap to write, as the space of its first word, and the
 user sees it as part of the text. With lead=" " a gap's tokens spell " " + text (WordPiece: the first one starts a word),
@@ -13,19 +14,20 @@ and `text` is what has to match; a tokenizer none of whose tokens begins with a 
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from textdiff.constraints import Automaton
+from textdiff.joining import MAX_STATES, both, containing
 from textdiff.spelling import Bytes, openings, pieces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAX_STATES, MAX_TABLE = 20_000, 1 << 25  # entries of 8 bytes
+MAX_TABLE = 1 << 25  # entries of 8 bytes
 NEITHER = "give two whole numbers a <= b from 0 on, as in (2, 4); None for b is no limit"
 # words as str.split() has them; Unicode's white space lacks the four separators of ASCII
 _STOP, _END = 256, "\U0010ffff"  # outlines' own end of a text, and a character that is none
@@ -40,6 +42,7 @@ def compile_gap(
     choices: Sequence[str] = (),
     words: tuple[int, int | None] | None = None,
     banned: Sequence[str] = (),
+    must: Sequence[str] = (),
     lead: str = "",
     forbidden: Iterable[int] = (),
 ) -> Automaton | None:
@@ -49,23 +52,26 @@ def compile_gap(
         \\d, \\w, \\s are of all of Unicode; of Python's they differ in marks (\\w) and \\x1c-\\x1f (\\s). A pattern with
         thousands of states, such as \\w{100}, takes its time.
     choices: what the text may be. words: from a to b of them, one space apart (b None: no limit). banned: strings that must
-    not occur in it. lead: " " where the gap's tokens begin with the space before it, see `lead_of`. forbidden: ids never
-    allowed, such as `Specials.not_text`; the tokenizer's special tokens are not, either.
+    not occur in it. must: strings each of which must; they may overlap. lead: " " where the gap's tokens begin with the
+    space before it, see `lead_of`. forbidden: ids never allowed, such as `Specials.not_text`; special tokens never are.
     ValueError where a pattern cannot be read, nothing is left, this tokenizer cannot spell it, or tables grow too large.
     """
     if lead not in ("", " "):
         raise ValueError(f"lead {lead!r} is neither empty nor one space; see lead_of")
-    if isinstance(choices, str) or isinstance(banned, str):
-        raise ValueError(f"{choices or banned!r} is one string; give a list of strings")
-    if "" in banned:
-        raise ValueError("banned contains '', which occurs in every text; leave it out")
+    for strings in (choices, banned, must):
+        if isinstance(strings, str):
+            raise ValueError(f"{strings!r} is one string; give a list of strings")
+    for name, strings in {"banned": banned, "must": must}.items():
+        if "" in strings:
+            raise ValueError(f"{name} contains '', which occurs in every text; leave it out")
     if words is not None:
         low, high = words
         if low < 0 or high is not None and high < max(low, 1):
             raise ValueError(f"words {words} is no range; {NEITHER}")
-    if pattern is None and not choices and words is None and not banned:
+    if pattern is None and not choices and words is None and not banned and not must:
         return None
-    return _compiled(tokenizer, size, pattern, tuple(choices), words, tuple(banned), lead, frozenset(forbidden))
+    asked = pattern, tuple(choices), words, tuple(banned), tuple(dict.fromkeys(must))
+    return _compiled(tokenizer, size, *asked, lead, frozenset(forbidden))
 
 
 @lru_cache(maxsize=64)
@@ -76,21 +82,19 @@ def _compiled(
     choices: tuple[str, ...],
     words: tuple[int, int | None] | None,
     banned: tuple[str, ...],
+    must: tuple[str, ...],
     lead: str,
     forbidden: frozenset[int],
 ) -> Automaton:
-    asked = {"pattern": pattern, "choices": choices, "words": words, "banned": banned}
+    asked = {"pattern": pattern, "choices": choices, "words": words, "banned": banned, "must": must}
     shown = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value not in (None, ()))
     machines = [] if pattern is None else [_regex(pattern)]
     machines += [_trie(choices)] if choices else []
     machines += [] if words is None else [_regex(_words_pattern(*words))]
-    if banned:
-        machines.append(_without(banned))
-        if len(machines) == 1:
-            machines.append(_regex("(?s).*"))  # whole characters
-    machine = machines[0]
-    for other in machines[1:]:
-        machine = _both(machine, other)
+    if not machines:
+        machines.append(_regex("(?s).*"))  # whole characters
+    machines += [_without(banned)] if banned else []
+    machine = reduce(both, [*machines, *(containing(text.encode(), 256) for text in must)])
     if not bool(_coming(machine.step, machine.accept)[0]):
         raise ValueError(f"no text keeps {shown} all at once; ask for less")
     inside = _without_ids(pieces(tokenizer, size), forbidden)
@@ -196,25 +200,6 @@ def _without(texts: Sequence[str]) -> Automaton:
                 queue.append(to)
     step, ok = torch.tensor(rows), ~torch.tensor(bad)
     return Automaton(torch.where(ok[step], step, -1), ok)
-
-
-def _both(one: Automaton, two: Automaton) -> Automaton:
-    """The strings that both accept, of the pairs of states that are reached."""
-    width = len(two.accept)
-    seen = frontier = torch.zeros(1, dtype=torch.int64)
-    rows = []
-    while len(frontier):
-        left, right = one.step[frontier // width], two.step[frontier % width]
-        rows.append(torch.where((left < 0) | (right < 0), -1, left * width + right))
-        found = rows[-1].unique()
-        frontier = found[(found >= 0) & ~torch.isin(found, seen)]
-        seen = torch.cat([seen, frontier])
-        if len(seen) > MAX_STATES:
-            raise ValueError(f"what is asked of a gap needs more than {MAX_STATES} states at once; ask for less")
-    order = seen.argsort()
-    table = torch.cat(rows)
-    step = torch.where(table < 0, -1, order[torch.searchsorted(seen[order], table.clamp_min(0))])
-    return Automaton(step, one.accept[seen // width] & two.accept[seen % width])
 
 
 def _coming(step: Tensor, accept: Tensor) -> Tensor:

@@ -107,6 +107,8 @@ class DiffusionConfig:
         shift: The logits at i - 1 say token i, as a causal model was trained to (Dream), not those at i (LLaDA).
         block: Tokens of a block: within it all are denoised together, across blocks from left to right with a cache; 0 for
             no blocks. With backbone causal and masking.
+        self_conditioning: Read the guess of the step before beside the text (Analog Bits), with denoiser parallel and
+            process masking; learned with a guess in half of the texts.
         bidirectional: Let an autoregressive denoiser see the whole visible text from everywhere (needs model.context 0).
         num_steps: Turns of the reverse process.
         rule: Which noise goes back in (docs/rules.md): posterior, partial:0.3, ranked:margin, threshold:0.9@32, ...
@@ -128,6 +130,7 @@ class DiffusionConfig:
     backbone: Literal["masked", "causal"] = "masked"
     shift: bool = False
     block: int = 0
+    self_conditioning: bool = False
     bidirectional: bool = False
     num_steps: int = 1
     rule: str = "posterior"

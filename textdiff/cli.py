@@ -60,7 +60,7 @@ def infill(args: list[str], prog: str) -> int:
     fill = _pipeline(model)
     if command.explain:
         print(fill.explain(), file=sys.stderr)
-    options = command.sampling.options() | {"banned": command.banned}
+    options = command.sampling.options() | {"banned": command.banned, "must": command.must}
     if command.max_calls is not None:
         options["max_calls"] = command.max_calls
     _write(fill(texts, **options), command.json)

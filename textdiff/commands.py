@@ -52,14 +52,16 @@ class Infill:
 
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[MODEL] TEXT ...")]
     """A model, unless it is to be the one in the package: a folder or a hub name, of textdiff or any other language model.
-    Then texts with [GAP], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], or the model's own mask
-    token; \\[GAP] is the text itself. None: a line each from stdin."""
+    Then texts with [GAP], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], [GAP:must=word], or the
+    model's own mask token; \\[GAP] is the text itself. None: a line each from stdin."""
     json: bool = False
     """One JSON object per text, for programs."""
     explain: bool = False
     """Say first which way the model fills gaps, and why."""
     banned: tuple[str, ...] = ()
     """Strings that no gap may contain."""
+    must: tuple[str, ...] = ()
+    """Strings that every gap has to contain; [GAP:must=word] asks it of one."""
     max_calls: int | None = None
     """Texts that may be tried for each one, to find out how long its gaps are (models that cannot say lengths)."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
@@ -163,6 +165,7 @@ EXAMPLES = {
 Examples:
   textdiff infill "We choose to go to the [GAP] in this decade."
   textdiff infill "The [GAP:1-2w] said [GAP:yes|no|maybe] in [GAP:/1[89][0-9]{2}/]." --num-return-sequences 3
+  textdiff infill "We have [GAP:3-8w,must=peace,must=war] in our time."
   textdiff infill google-bert/bert-base-cased "Paris is the [MASK] of [MASK]." --explain
   textdiff infill runs/demo "My fellow [GAP], the state of our union is [GAP]."
   textdiff infill runs/demo "We must [GAP:2] the economy." --temperature 0

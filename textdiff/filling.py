@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textdiff.automata import compile_gap, new_word
+from textdiff.asked import constraint_of
 from textdiff.clocks import Steps, clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.gaps import TOUCHING, Gap, Parts, check, place, tidy
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from textdiff.denoiser.base import Denoiser
 
 PRIOR, OPEN = 1 << 40, 1 << 41  # uses of a key that no step of the loop has
-LONG = 1024  # tokens, where a model does not say how many it reads
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,13 @@ def _open(part: str | Gap) -> bool:
 
 def prepare(
     parts: Parts, tokenizer: "PreTrainedTokenizerBase", specials: Specials, *, banned: tuple[str, ...] = (),
-    spaced: bool = False, beside: bool = False, longest: int | None = None,
+    must: tuple[str, ...] = (), spaced: bool = False, beside: bool = False, longest: int | None = None,
 ) -> Page:  # fmt: skip
     """The start state of a text: the user's tokens fixed, and nothing may come between them.
 
-    banned: strings that no gap may contain. spaced: a gap after a space begins with the token of a new word, and has its
-    length decided once, as models without length tokens need it. beside: two gaps may touch, where the tokenizer has no
-    token for the space between them. ValueError for what cannot be filled.
+    banned: strings that no gap may contain; must: that each of them has to. spaced: a gap after a space begins with the
+    token of a new word, and has its length decided once, as models without length tokens need it. beside: two gaps may
+    touch, where the tokenizer has no token for the space between them. ValueError for what cannot be filled.
     """
     check(parts)
     parts = tidy(parts)
@@ -112,8 +111,10 @@ def prepare(
             row += [(token, True, False, True, 0) for token in tokens_of(parts, number, tokenizer)]
             continue
         try:
-            constraint = _constraint(part, tokenizer, specials, _lead(parts, number, tokenizer), banned, spaced)
-            _check_length(part, constraint, longest)
+            constraint = constraint_of(
+                part, tokenizer, specials, _lead(parts, number, tokenizer),
+                banned=banned, must=must, spaced=spaced, longest=longest,
+            )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{place(parts, number)}: {error}") from error
         constraints += [] if constraint is None else [constraint]
@@ -132,46 +133,10 @@ def prepare(
     return Page(parts, row, tuple(constraints), tuple(slots))
 
 
-def _check_length(gap: Gap, constraint: Constraint | None, longest: int | None) -> None:
-    """ValueError where no number of tokens that the model reads fits what is asked."""
-    most = gap.length or longest or LONG
-    if constraint is not None and constraint.automaton is not None and not constraint.lengths(most):
-        asked = f"choices {gap.choices}" if gap.choices else f"pattern {gap.pattern!r}" if gap.pattern else str(gap)
-        what = f"exactly {most} tokens" if gap.length else f"up to {most} tokens"
-        raise ValueError(f"nothing of {what} fits {asked}; ask for what this model can write")
-
-
 def _lead(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Whether the first token of a gap brings a space that is not the gap's own: the one before it, or one by custom."""
     before = parts[number - 1] if number else ""
     return lead_of(tokenizer, before) if isinstance(before, str) else ""
-
-
-def _constraint(
-    gap: Gap, tokenizer: "PreTrainedTokenizerBase", specials: Specials, lead: str, banned: tuple[str, ...], spaced: bool
-) -> Constraint | None:
-    """What is asked of a gap, in tokens; None for nothing."""
-    words = (gap.min or 0, gap.max) if gap.unit == "words" else None
-    strings = bool(gap.choices or gap.pattern is not None or words or banned)
-    if gap.free and not strings and not spaced:
-        return None  # any text, which later steps may change in length
-    automaton, mute = None, tuple(specials.not_text)
-    if strings:
-        automaton = compile_gap(
-            tokenizer,
-            specials.size,
-            pattern=gap.pattern,
-            choices=gap.choices,
-            words=words,
-            banned=banned,
-            lead=lead,
-            forbidden=mute,
-        )
-    elif spaced and lead:
-        automaton = new_word(tokenizer, specials.size, mute)
-    least = 1 if gap.free and spaced else 0  # a model that has to be asked for each length is not asked for none
-    low, high = (gap.min or least, gap.max) if gap.unit == "tokens" else (0, None)
-    return Constraint(low, high, automaton)
 
 
 def start_state(texts: Sequence[Parts], tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> Tokens:

@@ -3,6 +3,7 @@ r"""The language of gaps: text with `[GAP]` in it, or a list of parts with `Gap`
     [GAP]                    any length, possibly none       [GAP:name=city,1-3w]   named
     [GAP:3]  [GAP:2-6]       tokens                          [GAP:yes|no|maybe]     one of these
     [GAP:2-6w]               words                           [GAP:/\d{4}/]          all of it matches
+    [GAP:must=war,must=end]  both are in it
     \[GAP]                   the five characters themselves (a backslash right before a gap: as a list of parts)
 
 and, where the caller names it, the model's own mask token, a gap of one token. Only this opens gaps: whatever else the
@@ -17,12 +18,13 @@ from typing import Literal
 
 TOUCHING = "two gaps touch; put text between them, or use one [GAP]"
 HELP = (
-    "write [GAP], [GAP:3], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], or \\[GAP] for the "
-    "text itself"
+    "write [GAP], [GAP:3], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], [GAP:must=word], or "
+    "\\[GAP] for the text itself"
 )
 _OPEN = re.compile(r"(\\)?\[GAP(?![\w-])")
 _RANGE = re.compile(r"(\d+)?(-)?(\d+)?(w?)")
 _NAME = re.compile(r"name=(\w+)")
+_MUST = "must="
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Gap:
         name: What the result calls this gap.
         choices: It is one of these.
         pattern: A regular expression that all of it matches.
+        must: Strings each of which must occur in it; they may overlap.
+        forced: The same in token ids: an id, or several in a row, each of which must occur in it.
     """
 
     min: int | None = None
@@ -44,9 +48,15 @@ class Gap:
     name: str | None = None
     choices: tuple[str, ...] = ()
     pattern: str | None = None
+    must: tuple[str, ...] = ()
+    forced: tuple[int | tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.must, str):
+            raise ValueError(f"must {self.must!r} is one string; give a list of strings")
         object.__setattr__(self, "choices", tuple(self.choices))
+        object.__setattr__(self, "must", tuple(self.must))
+        object.__setattr__(self, "forced", tuple(f if isinstance(f, int) else tuple(f) for f in self.forced))
         low, high = self.min, self.max
         if self.unit not in ("tokens", "words"):
             raise ValueError(f"a gap counts tokens or words, not {self.unit!r}")
@@ -64,6 +74,8 @@ class Gap:
             raise ValueError(f"pattern {self.pattern!r} with a number of words: put the words into the pattern")
         if any(not choice for choice in self.choices):
             raise ValueError("an empty choice; give each one some text")
+        if not all(self.must) or () in self.forced:
+            raise ValueError("an empty string must occur; give each one some text")
 
     @classmethod
     def of(cls, length: int, name: str | None = None) -> "Gap":
@@ -78,7 +90,8 @@ class Gap:
     @property
     def free(self) -> bool:
         """Whether nothing is asked of it: any text of any length."""
-        return self.min is None and self.max is None and not self.choices and self.pattern is None
+        strings = self.choices or self.pattern is not None or self.must or self.forced
+        return self.min is None and self.max is None and not strings
 
 
 Parts = Sequence[str | Gap]
@@ -171,10 +184,15 @@ def _with(gap: Gap, item: str) -> Gap:
         return replace(gap, pattern=re.sub(r"\\/", "/", item[1:-1]))
     if named := _NAME.fullmatch(item):
         return replace(gap, name=named[1])
-    choices = re.split(r"(?<!\\)((?:\\\\)*)\|", item)
-    if len(choices) > 1:  # the split keeps what stands before a bar: text, backslashes, text, ...
-        texts = [a + b for a, b in zip(choices[::2], [*choices[1::2], ""], strict=True)]
-        return replace(gap, choices=tuple(re.sub(r"\\(.)", r"\1", text) for text in texts))
+    if item.startswith(_MUST):
+        strings = _bars(item.removeprefix(_MUST))
+        if len(strings) > 1:
+            both = ",".join(_MUST + string for string in strings)
+            raise ValueError(f"{item!r} is one of several; for all of them write {both}, or \\| for the bar itself")
+        return replace(gap, must=(*gap.must, *strings))
+    choices = _bars(item)
+    if len(choices) > 1:
+        return replace(gap, choices=choices)
     length = _RANGE.fullmatch(item)
     if not length or not (length[1] or length[3]):
         raise ValueError(f"{item!r} says nothing of a gap; {HELP}")
@@ -182,6 +200,13 @@ def _with(gap: Gap, item: str) -> Gap:
     least = int(low) if low else None
     most = int(high) if high else (None if dash else least)
     return replace(gap, min=least, max=most, unit="words" if unit else "tokens")
+
+
+def _bars(item: str) -> tuple[str, ...]:
+    """The texts between bars, without what escapes."""
+    found = re.split(r"(?<!\\)((?:\\\\)*)\|", item)  # keeps what stands before a bar: text, backslashes, text, ...
+    texts = [a + b for a, b in zip(found[::2], [*found[1::2], ""], strict=True)]
+    return tuple(re.sub(r"\\(.)", r"\1", text) for text in texts)
 
 
 def _shown(text: str, at: int) -> str:

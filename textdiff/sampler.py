@@ -137,7 +137,7 @@ class Clock:
         if bool(self.endless.any()):
             if bool((self.endless & unknown & (self.number > 0)).any()):
                 raise ValueError(
-                    "this process and rule do not know when something happens next; give a number of steps"
+                    "this process, rule or model does not know when something happens next; give a number of steps"
                 )
             t = torch.where(self.endless, moment.minimum(self.t * (1 - 1e-12)), t)
         return replace(self, number=number.long(), t=t)

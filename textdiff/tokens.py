@@ -74,6 +74,8 @@ class Tokens:
     slot: int64, the number from 1 of the constraint that this token, or this gap, is written under; 0 where there is none.
     eps: float64, the noise in (0, 1) that put this token into this state, where it is known and says nothing of the words
         behind masks; -1 elsewhere. With it a state knows when it changes next (`Process.moment`).
+    guess: int64, the id that the last guess x0_hat had here, where the model reads it again (`denoiser.guessing`); -1
+        where there was none.
     """
 
     ids: Tensor
@@ -87,6 +89,7 @@ class Tokens:
     part: Tensor
     slot: Tensor
     eps: Tensor
+    guess: Tensor
 
     @classmethod
     def from_rows(cls, rows: list[list[int]], pad: int) -> "Tokens":
@@ -108,9 +111,9 @@ class Tokens:
         cls, ids: Tensor, doc: Tensor, fixed: Tensor, counted: Tensor | None = None, sealed: Tensor | None = None
     ) -> "Tokens":
         """Texts as the user gives them: nothing written by a model yet, nothing in doubt."""
-        no = torch.zeros_like(fixed)
+        no, none = torch.zeros_like(fixed), torch.full_like(ids, -1)
         counted, sealed = (no if flag is None else flag for flag in (counted, sealed))
-        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long(), no.long(), no.double() - 1)
+        return cls(ids, doc, fixed, counted, sealed, no.float(), no, no, no.long(), no.long(), none.double(), none)
 
     @property
     def valid(self) -> Tensor:
@@ -166,6 +169,7 @@ class Tokens:
             "part": 0,
             "slot": 0,
             "eps": -1.0,
+            "guess": -1,
         }
         return Tokens(**{name: value.masked_fill(empty, fill[name]) for name, value in values.items()})
 

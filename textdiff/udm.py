@@ -56,12 +56,16 @@ class UDM(nn.Module):
         noise = self.process.noise(x0, key.fold(1))
         weight = self.process.weight(t) if self.objective.weighted else torch.ones_like(t)
         xt, truth = self.process.corrupt(x0, noise, t), self.process.align(x0, noise, t)
+        xt = self.denoiser.reminded(xt, t, key.fold(2))
         nll = -self.denoiser(xt, t).log_prob(truth).double().sum(1)
         return Loss((nll * weight).sum(), self.process.size(x0).sum())
 
     @torch.no_grad()
     def bound(self, x0: Any, key: Key, draws: int = 1) -> Tensor:
-        """(B,) unbiased estimates of an upper bound on -log p(x0) in nats, the mean of `draws` looks at each row."""
+        """(B,) unbiased estimates of an upper bound on -log p(x0) in nats, the mean of `draws` looks at each row.
+
+        A model that reads its last guess is asked without one: the bound is of q(x0 | xt) alone.
+        """
         total = torch.zeros(len(key), dtype=torch.float64, device=key.device)
         for number in range(draws):
             for noise, t, weight in self.process.probe(x0, key.fold(number)):

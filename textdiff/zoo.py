@@ -38,6 +38,7 @@ class Settings(Protocol):
     backbone: Any
     shift: bool
     block: int
+    self_conditioning: bool
 
 
 def chosen(name: str, known: dict[str, Any], what: str, more: str = "") -> Any:
@@ -87,6 +88,11 @@ def check(settings: Settings, denoiser: str, rule: Rule) -> None:
         raise ValueError(
             f"block {settings.block} is for denoiser parallel with backbone causal and process masking, not {denoiser}, "
             f"{settings.backbone} and {settings.process}"
+        )
+    if settings.self_conditioning and (kind[0], kind[2], settings.block) != ("parallel", ["masking"], 0):
+        raise ValueError(
+            f"self_conditioning is for denoiser parallel with process masking, whose states keep lengths, and block 0, not "
+            f"{denoiser} with {settings.process} and block {settings.block}"
         )
     if "encoder" in names and len(names) > 1:
         raise ValueError(
@@ -164,7 +170,7 @@ def parallel(settings: Settings, model: Any, ids: Specials) -> Denoiser:
         return Embedded(model, ids)
     if settings.block:
         return Blocks(model, ids, settings.block, settings.shift)
-    process, denoiser = make_process(settings, ids), Parallel(model, ids, settings.shift)
+    process, denoiser = make_process(settings, ids), Parallel(model, ids, settings.shift, settings.self_conditioning)
     if isinstance(process, Replacement) and settings.counts and settings.different:
         return Changes(denoiser, process)
     return denoiser

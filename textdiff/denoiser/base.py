@@ -15,7 +15,8 @@ from textdiff.tokens import Tokens
 class Denoiser(nn.Module, ABC):
     """Wraps a stock model. One instance serves every process whose states it can read.
 
-    timeless: it is not told t, so a step that leaves a state as it is need not be taken (`sampler.sample`).
+    timeless: it is told neither t nor its last guess, so a step that leaves a state as it is need not be taken
+        (`sampler.sample`).
     joint: its guess is of all words together, each given those before, so that one step loses nothing.
     """
 
@@ -30,6 +31,10 @@ class Denoiser(nn.Module, ABC):
     def open(self, x: Any, decode: Decode, key: Key) -> Any:
         """The start state with all that has to be decided before the loop, such as lengths that the model cannot say."""
         return x
+
+    def reminded(self, xt: Any, t: Tensor, key: Key) -> Any:
+        """The states that are learned from, with what the model itself would know of them in reverse; here nothing."""
+        return xt
 
     def fluency(self, x0: Any) -> Tensor:
         """(B,) how well whole texts read, in nats: what several fillings of one text are compared by, more is better."""

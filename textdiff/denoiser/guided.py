@@ -30,12 +30,10 @@ SCHEDULES: dict[str, Callable[[float], Weight]] = {
 class Guided(Denoiser):
     """A parallel denoiser whose words are drawn by the guided law. weight says how much, by how much is hidden, not by t."""
 
-    timeless = True
-
     def __init__(self, denoiser: Parallel, weight: Weight) -> None:
         super().__init__()
         self.denoiser, self.weight = denoiser, weight
-        self.model, self.specials = denoiser.model, denoiser.specials
+        self.model, self.specials, self.timeless = denoiser.model, denoiser.specials, denoiser.timeless
 
     @classmethod
     def of(cls, denoiser: Denoiser, scale: float, schedule: str = "constant") -> "Guided":
@@ -51,7 +49,7 @@ class Guided(Denoiser):
         return cls(denoiser, SCHEDULES[schedule](scale))
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
-        return ParallelPosterior(self, xt)
+        return self.denoiser.remember(ParallelPosterior(self, xt))
 
     def open(self, x: Any, decode: Any, key: Any) -> Any:
         return self.denoiser.open(x, decode, key)

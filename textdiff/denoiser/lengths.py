@@ -99,7 +99,9 @@ class LengthFirst(Posterior):
         hidden = ((seen == specials.gap) | (seen == specials.mask)) & x0.valid
         doubtful = self.xt.doubtful.gather(1, place) & x0.valid
         opened = x0.with_(
-            ids=torch.where(hidden, specials.mask, torch.where(doubtful, seen, x0.ids)), doubtful=doubtful
+            ids=torch.where(hidden, specials.mask, torch.where(doubtful, seen, x0.ids)),
+            doubtful=doubtful,
+            guess=self.xt.guess.gather(1, place),
         )
         counting = (self.xt.ids == specials.gap) | self.xt.surplus
         rows = counting.any(1).nonzero()[:, 0]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser, device_of
+from textdiff.denoiser.guessing import Guessing, embedded, reminded
 from textdiff.denoiser.lengths import LengthFirst, possible, words_alone
 from textdiff.denoiser.padding import Feed
 from textdiff.denoiser.search import search
@@ -28,13 +29,14 @@ class Parallel(Denoiser):
     posterior does not depend on it.
 
     shift: the logits at i - 1 say token i, not those at i. The first token of a text, BOS, can then not be asked for.
+    conditioned: it reads its last guess beside the text (`guessing`), for models that have learned to. A step that reveals
+    nothing then still makes a new guess, so it is taken.
     """
 
-    timeless = True
-
-    def __init__(self, model: Any, specials: Specials, shift: bool = False) -> None:
+    def __init__(self, model: Any, specials: Specials, shift: bool = False, conditioned: bool = False) -> None:
         super().__init__()
         self.model, self.specials, self.shift = model, specials, shift
+        self.conditioned, self.timeless = conditioned, not conditioned
         self.feed = Feed(self)
 
     @property
@@ -44,7 +46,14 @@ class Parallel(Denoiser):
         return torch.device("cpu")
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
-        return ParallelPosterior(self, xt)
+        return self.remember(ParallelPosterior(self, xt))
+
+    def remember(self, said: Posterior) -> Posterior:
+        """What is said of a state, whose guesses are read again in the next step where the model is conditioned."""
+        return Guessing(said) if self.conditioned else said
+
+    def reminded(self, xt: Tokens, t: Tensor, key: Key) -> Tokens:
+        return reminded(self, xt, t, key) if self.conditioned else xt
 
     def open(self, x: Tokens, decode: Decode, key: Key) -> Tokens:
         """Gaps of a model without length tokens are opened by search."""
@@ -75,12 +84,18 @@ class Parallel(Denoiser):
         """What the model is fed, from column `first` on."""
         ids, opened = x.ids.masked_fill(~x.valid, self.feed.pad), not getattr(self.model.config, "is_causal", True)
         alone: dict[str, Any] = {"use_cache": False} if opened else {}  # nothing is gone on with
+        words = {"input_ids": ids[:, first:]}
+        if self.conditioned:
+            # guidance hides the user's words, which the last guess has, too
+            hidden = (x.ids == self.specials.mask) & ~x.fixed
+            guess = x.guess.masked_fill(~hidden, -1)[:, first:]
+            words = {"inputs_embeds": embedded(self.model.get_input_embeddings(), ids[:, first:], guess)}
         if not x.packed:
-            return {"input_ids": ids[:, first:], "attention_mask": x.valid[:, first:].long(), **alone}
+            return words | {"attention_mask": x.valid[:, first:].long(), **alone}
         same = (x.doc[:, :, None] == x.doc[:, None, :])[:, None]  # (B, 1, L, L): padding sees padding, harmlessly
         dtype = self.model.dtype
         bias = torch.zeros(same.shape, dtype=dtype, device=x.ids.device).masked_fill(~same, torch.finfo(dtype).min)
-        inputs = {"input_ids": ids, "attention_mask": bias}
+        inputs = words | {"attention_mask": bias}
         if not opened:
             return inputs
         column = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

@@ -32,6 +32,7 @@ _OPTIONS = (
         *_DECODE,
         "seed",
         "banned",
+        "must",
         "logits_processor",
         "on_error",
     ),
@@ -42,7 +43,7 @@ class TextInfillingPipeline(Pipeline):
     """Fill the gaps of texts, by a textdiff checkpoint or by any masked, encoder-decoder or causal language model.
 
     Input: a text with gaps (`textdiff.gaps` has the language: `[GAP]`, `[GAP:2-6]`, `[GAP:name=city,1-3w]`,
-    `[GAP:yes|no]`, `[GAP:/regex/]`, or the model's own mask token), or a list of parts such as
+    `[GAP:yes|no]`, `[GAP:/regex/]`, `[GAP:must=word]`, or the model's own mask token), or a list of parts such as
     `["My fellow ", Gap(), "."]`; or a list of either. Options, at construction or at the call:
 
     num_return_sequences, seed: how many fillings, and which. candidates: of how many drawn each is the best; select: by
@@ -52,7 +53,8 @@ class TextInfillingPipeline(Pipeline):
     temperature (0: the most probable), top_k, top_p, min_p: how words are drawn. guidance: a scale from 0 on, and
     guidance_schedule: constant, rising or falling (`textdiff.denoiser.guided`).
     max_gap: the longest content of a gap, in tokens. max_calls: texts that may be tried for each to find its gaps' lengths.
-    banned: strings that no gap may contain. logits_processor: transformers' LogitsProcessorList.
+    banned, must: strings that no gap may contain, and that every gap has to, beside its own (`Gap.must`, or `Gap.forced` in
+    token ids). logits_processor: transformers' LogitsProcessorList.
     on_error: "raise" names the text that cannot be filled before any is; "return" fills the others, and has
     {"error": ...} in its place. batch_size: texts at once.
 
@@ -104,10 +106,10 @@ class TextInfillingPipeline(Pipeline):
             raise ValueError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
         if options.get("on_error", "raise") not in ("raise", "return"):
             raise ValueError(f"on_error {options['on_error']!r} is neither raise nor return")
-        banned = options.get("banned", ())
-        if isinstance(banned, str) or not all(banned):
-            raise ValueError(f"banned {banned!r} is not a list of strings, each with some text")
-        pre = {name: options[name] for name in ("banned",) if name in options}
+        pre = {name: options[name] for name in ("banned", "must") if name in options}
+        for name, strings in pre.items():
+            if isinstance(strings, str) or not all(strings):
+                raise ValueError(f"{name} {strings!r} is not a list of strings, each with some text")
         return pre, {name: value for name, value in options.items() if name not in pre}, {}
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
@@ -132,7 +134,9 @@ class TextInfillingPipeline(Pipeline):
         for chunk in _chunks(inputs, batch_size):
             yield from self._fill([self.preprocess(t, **preprocess_params) for t in chunk], batch_size, forward_params)
 
-    def preprocess(self, inputs: "_Text", banned: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    def preprocess(
+        self, inputs: "_Text", banned: Sequence[str] = (), must: Sequence[str] = (), **options: Any
+    ) -> dict[str, Any]:
         route, text = self.route, inputs.text
         try:
             page = prepare(
@@ -140,6 +144,7 @@ class TextInfillingPipeline(Pipeline):
                 route.tokenizer,
                 route.specials,
                 banned=tuple(banned),
+                must=tuple(must),
                 spaced=route.spaced,
                 beside=route.beside,
                 longest=route.denoiser.longest,

@@ -1,0 +1,68 @@
+"""What a user asks of a gap, in tokens: a `Gap` -> a `Constraint`.
+
+Lengths, one automaton for all strings (of bytes, read token by token), and for forced ids one of tokens: it keeps all.
+"""
+
+from typing import TYPE_CHECKING
+
+from textdiff.automata import compile_gap, new_word
+from textdiff.constraints import Constraint
+from textdiff.gaps import Gap
+from textdiff.joining import conjoined, forced
+from textdiff.tokens import Specials
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LONG = 1024  # tokens, where a model does not say how many it reads
+
+
+def constraint_of(
+    gap: Gap, tokenizer: "PreTrainedTokenizerBase", specials: Specials, lead: str, *, banned: tuple[str, ...] = (),
+    must: tuple[str, ...] = (), spaced: bool = False, longest: int | None = None,
+) -> Constraint | None:  # fmt: skip
+    """What is asked of a gap, in tokens; None for nothing.
+
+    banned, must: strings that no gap may contain, and that every one has to, beside its own. spaced: a gap after a space
+    begins with the token of a new word, and has its length decided once. lead: see `spelling.lead_of`. ValueError where no
+    number of tokens that the model reads, `longest` of them, fits.
+    """
+    words = (gap.min or 0, gap.max) if gap.unit == "words" else None
+    must = (*gap.must, *must)
+    strings = bool(gap.choices or gap.pattern is not None or words or banned or must)
+    if gap.free and not strings and not spaced:
+        return None  # any text, which later steps may change in length
+    automaton, mute = None, tuple(specials.not_text)
+    if strings:
+        automaton = compile_gap(
+            tokenizer,
+            specials.size,
+            pattern=gap.pattern,
+            choices=gap.choices,
+            words=words,
+            banned=banned,
+            must=must,
+            lead=lead,
+            forbidden=mute,
+        )
+    elif spaced and lead:
+        automaton = new_word(tokenizer, specials.size, mute)
+    if gap.forced:
+        own = forced([(f,) if isinstance(f, int) else f for f in gap.forced], specials.size, mute)
+        automaton = own if automaton is None else conjoined(automaton, own)
+    least = 1 if gap.free and spaced else 0  # a model that has to be asked for each length is not asked for none
+    low, high = (gap.min or least, gap.max) if gap.unit == "tokens" else (0, None)
+    constraint = Constraint(low, high, automaton)
+    _check_length(gap, constraint, must, longest)
+    return constraint
+
+
+def _check_length(gap: Gap, constraint: Constraint, must: tuple[str, ...], longest: int | None) -> None:
+    """ValueError where no number of tokens that the model reads fits what is asked."""
+    most = min(gap.length or longest or LONG, LONG if constraint.high is None else constraint.high)
+    if constraint.automaton is None or constraint.lengths(most):
+        return
+    asked = {"choices": gap.choices, "pattern": gap.pattern, "must": must, "forced": gap.forced}
+    said = [f"{name} {value!r}" for name, value in asked.items() if value not in (None, ())]
+    what = f"exactly {most} tokens" if gap.length else f"up to {most} tokens"
+    raise ValueError(f"nothing of {what} fits {' and '.join(said) or gap}; ask for what this model can write")
