@@ -52,6 +52,9 @@ bench: .venv/.ready  ## time decoding against the published recipes and against 
 	$(BIN)/python benchmarks/decoding.py --out runs/bench
 	$(BIN)/python benchmarks/costs.py --out runs/bench
 	$(BIN)/python benchmarks/blocks.py --out runs/bench
+	$(BIN)/python benchmarks/prefix.py --out runs/bench --cases ends copies compared
+	$(BIN)/python benchmarks/tuned.py --out runs/bench --ways compile bf16
+	$(BIN)/python benchmarks/states.py
 	$(BIN)/python benchmarks/run.py
 
 clean:  ## remove build products and caches; .venv and runs/ stay

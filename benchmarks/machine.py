@@ -140,7 +140,7 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 class Meter:
-    """Calls, rows and seconds of a model, by hooks on its body, on its head and on their parts.
+    """Calls, rows and seconds of a model, by hooks on it, its body, its head and their parts.
 
     Seconds are counted from the outermost of them alone, so whichever way it is called, each second counts once. A call is
     one that reads token ids: a body that is asked again, and says what it said before, does no work.
@@ -149,7 +149,7 @@ class Meter:
     def __init__(self, model: nn.Module) -> None:
         body: nn.Module = model.base_model
         head = [child for child in model.children() if child is not body]
-        parts = [body, *body.children(), *head, model.get_output_embeddings()]
+        parts = [model, body, *body.children(), *head, model.get_output_embeddings()]
         for part in {id(part): part for part in parts if part is not None}.values():
             part.register_forward_pre_hook(self._enter)
             part.register_forward_hook(self._leave)

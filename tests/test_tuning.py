@@ -98,3 +98,12 @@ def test_eight_bits_are_near():
 def test_the_order_of_ways():
     """What changes weights comes before what compiles them, and that before what records."""
     assert list(WAYS) == ["bf16", "int8", "compile", "graphs"]
+
+
+def test_the_command_line_tunes(capsys):
+    from textdiff.cli import main
+
+    assert main(["infill", "We choose to go to the [GAP].", "--tune", "bf16"]) == 0
+    assert capsys.readouterr().out.startswith("We choose to go to the ")
+    assert main(["infill", "We choose to go to the [GAP].", "--tune", "graphs"]) == 2
+    assert "leave graphs out" in capsys.readouterr().err

@@ -61,6 +61,7 @@ _HOMES = {
     "sample": "textdiff.sampler",
     "score": "textdiff.scoring",
     "scorer": "textdiff.scoring",
+    "tune": "textdiff.tuning",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

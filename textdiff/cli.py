@@ -57,7 +57,7 @@ def infill(args: list[str], prog: str) -> int:
 
     for text in texts:  # before the model is loaded
         parse_gaps(text)
-    fill = _pipeline(model)
+    fill = _pipeline(model, command.sampling.tune)
     if command.explain:
         print(fill.explain(), file=sys.stderr)
     options = command.sampling.options() | {"banned": command.banned, "must": command.must}
@@ -79,7 +79,8 @@ def refine(args: list[str], prog: str) -> int:
     """textdiff refine."""
     command = parse(Refine, args, prog=prog, description=EXAMPLES["refine"])
     texts = list(command.texts) or _lines("refine")
-    _write(_pipeline(command.model).refine(texts, command.t, command.keep, **command.sampling.options()), command.json)
+    rewrite = _pipeline(command.model, command.sampling.tune).refine
+    _write(rewrite(texts, command.t, command.keep, **command.sampling.options()), command.json)
     return 0
 
 
@@ -98,7 +99,7 @@ def _generate_texts(command: Generate) -> None:
         raise ValueError(f"--label {command.label}: {command.model} is a model of texts, which have no classes")
     options = command.sampling.options()
     length = options.pop("max_gap", None) if command.max_new_tokens is None else command.max_new_tokens
-    write = _text_diffusion(command.model)
+    write = _text_diffusion(command.model, command.sampling.tune)
     options |= {"stop_strings": command.stop} | ({} if length is None else {"max_new_tokens": length})
     if command.watch:
         from textdiff.streaming import BatchStreamer
@@ -117,6 +118,8 @@ def _generate_images(command: Generate) -> None:
 
     if command.prompt:
         raise ValueError(f"--prompt {command.prompt!r}: {command.model} is a model of images; leave it out")
+    if command.sampling.tune:
+        raise ValueError(f"--tune {command.sampling.tune[0]}: {command.model} is a model of images; leave it out")
     said = show(command.model or "", command.out, label=command.label, progress=_bar, **command.sampling.options())
     print(json.dumps(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
 
@@ -234,18 +237,25 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _pipeline(model: str | None) -> Any:
+def _pipeline(model: str | None, ways: Sequence[str] = ()) -> Any:
     from textdiff.pipelines import open_infilling
 
     _quiet()
-    return open_infilling(model)
+    return _tuned(open_infilling(model), ways)
 
 
-def _text_diffusion(model: str | None) -> Any:
+def _text_diffusion(model: str | None, ways: Sequence[str] = ()) -> Any:
     from textdiff.pipelines import open_diffusion
 
     _quiet()
-    return open_diffusion(model)
+    return _tuned(open_diffusion(model), ways)
+
+
+def _tuned(pipeline: Any, ways: Sequence[str]) -> Any:
+    from textdiff.tuning import tune
+
+    tune(pipeline.model, *ways)
+    return pipeline
 
 
 def _write(results: list[list[dict[str, Any]]], as_json: bool) -> None:

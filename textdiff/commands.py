@@ -1,7 +1,7 @@
 """What the commands take, and the help that teaches them."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -40,10 +40,13 @@ class Sampling:
     num_return_sequences: int | None = None
     """One text, or ten images of each class, unless it is given."""
     seed: int = 0
+    tune: tuple[Literal["compile", "int8", "bf16", "graphs"], ...] = ()
+    """Make a language model's calls quicker: bf16 weights where the machine multiplies them, int8 ones by torchao, compiled
+    layers, CUDA graphs. docs/decoding.md has what each gains and costs."""
 
     def options(self) -> dict[str, Any]:
-        """Those that were given."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+        """Those that were given, of how to draw."""
+        return {name: value for name, value in vars(self).items() if value is not None and name != "tune"}
 
 
 @dataclass

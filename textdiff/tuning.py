@@ -2,9 +2,10 @@
 
     tune(model, "compile")              layers compiled by torch: seconds at the first call, and at new kinds of shapes
     tune(model, "int8")                 8-bit weights and activations of the layers (torchao), which are then compiled
-    tune(model, "bf16")                 16-bit weights, for GPUs; most CPUs compute slower in them
+    tune(model, "bf16")                 16-bit weights, for GPUs, and CPUs that multiply them (AMX); slower on others
     tune(model, "bf16", "graphs")       calls of the body recorded and replayed: a GPU then waits for no Python
 
+compile is for models that read a text whole: beside a cache torch compiles again for each layer, and gives up at eight.
 Compiled and recorded calls say what the model says, to rounding; 8 and 16 bits change it (docs/decoding.md has by how much).
 For decoding alone: train first.
 """

@@ -20,6 +20,7 @@ SHARE, LENGTH = 0.5, 48  # of the places asked at most, and of tokens at least, 
 _CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 _PLAIN = (Tensor, bool, int, float, tuple, type(None))
 _KNOWN: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+_LAYERS: "WeakKeyDictionary[nn.Module, list[Any]]" = WeakKeyDictionary()
 
 
 class _Caught(Exception):
@@ -128,6 +129,12 @@ def _placed(what: Any, places: Tensor, length: int) -> Any:
 
 def layers(model: Any) -> list[Any]:
     """The model's layers; none where it has no list of like ones."""
+    if model not in _LAYERS:
+        _LAYERS[model] = _found(model)
+    return _LAYERS[model]
+
+
+def _found(model: Any) -> list[Any]:
     lists = [part for part in model.base_model.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
     alike = [part for part in lists if len({type(layer) for layer in part}) == 1]
     return [*max(alike, key=len)] if alike else []
@@ -147,6 +154,7 @@ def able(model: Any) -> bool:
 def forget(model: Any) -> None:
     """The model was changed: ask again."""
     _KNOWN.pop(model, None)
+    _LAYERS.pop(model, None)
 
 
 def _alike(model: Any) -> bool:
