@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from textdiff.denoiser import last
 from textdiff.denoiser.base import device_of
+from textdiff.denoiser.swapping import instead, unheard
 
 PIECE, LARGE = 1 << 20, 1 << 27  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
 
@@ -115,38 +116,15 @@ class Reading:
         try:
             with ExitStack() as held:
                 if again is not None:
-                    held.enter_context(_echo(body, with_hidden(again, rows(again[0]))))
+                    said = with_hidden(again, rows(again[0]))
+                    held.enter_context(unheard(body))
+                    held.enter_context(instead(body, lambda *args, **kwargs: said))
                 elif self._chosen is not None:
                     held.enter_context(last.at(self.model, self._chosen))
                 yield
         finally:
             for handle in handles:
                 handle.remove()
-
-
-@contextmanager
-def _echo(body: nn.Module, said: Any) -> Iterator[None]:
-    """The body says this without running."""
-    own = body.__dict__.get("forward")
-    with unheard(body):
-        body.__dict__["forward"] = lambda *args, **kwargs: said
-        try:
-            yield
-        finally:
-            body.__dict__.pop("forward")
-            if own is not None:
-                body.__dict__["forward"] = own
-
-
-@contextmanager
-def unheard(body: nn.Module) -> Iterator[None]:
-    """None of the body's hooks hears of what happens meanwhile."""
-    own = body._forward_hooks, body._forward_pre_hooks
-    body.__dict__.update(_forward_hooks={}, _forward_pre_hooks={})
-    try:
-        yield
-    finally:
-        body.__dict__.update(_forward_hooks=own[0], _forward_pre_hooks=own[1])
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
+from textdiff.denoiser.swapping import instead
+
 SHARE, LENGTH = 0.5, 48  # of the places asked at most, and of tokens at least, for it to be worth while
 _CACHES = ("cache", "past_key_values", "past_key_value", "layer_past")
 _PLAIN = (Tensor, bool, int, float, tuple, type(None))
@@ -65,7 +67,6 @@ class Chosen:
 def at(model: Any, chosen: Chosen) -> Iterator[None]:
     """The model's last layer answers for the chosen places alone."""
     layer = layers(model)[-1]
-    own, compiled = layer.__dict__.get("forward"), layer._compiled_call_impl
     run = layer.forward
 
     def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -86,14 +87,8 @@ def at(model: Any, chosen: Chosen) -> Iterator[None]:
                 )
         return run(hidden, *args, **kwargs)
 
-    layer.__dict__.update(forward=forward, _compiled_call_impl=None)
-    try:
+    with instead(layer, forward):
         yield
-    finally:
-        layer.__dict__.update(_compiled_call_impl=compiled)
-        layer.__dict__.pop("forward")
-        if own is not None:
-            layer.__dict__["forward"] = own
 
 
 def _catch(*args: Any, **kwargs: Any) -> Tensor:

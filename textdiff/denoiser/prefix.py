@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from textdiff.denoiser.head import Reading, unheard
+from textdiff.denoiser.head import Reading
 from textdiff.denoiser.memory import Aim, Memory, cache_name
 from textdiff.denoiser.reader import Going, everyone
+from textdiff.denoiser.swapping import unheard
 from textdiff.leak import vocabulary
 
 SHORTEST, ROOM = 16, 64  # tokens of a trial, and in how many at a time the memory grows

@@ -1,0 +1,33 @@
+"""A module of a stock model that answers otherwise for a while: its instance is changed, and changed back, not its class."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """The module answers by this function, also where it was compiled."""
+    with _changed(module, forward=forward, _compiled_call_impl=None):
+        yield
+
+
+@contextmanager
+def unheard(module: nn.Module) -> Iterator[None]:
+    """None of the module's hooks hears of what happens meanwhile."""
+    with _changed(module, _forward_hooks={}, _forward_pre_hooks={}):
+        yield
+
+
+@contextmanager
+def _changed(module: nn.Module, **own: Any) -> Iterator[None]:
+    before = {name: module.__dict__[name] for name in own if name in module.__dict__}
+    module.__dict__.update(own)
+    try:
+        yield
+    finally:
+        for name in own:
+            del module.__dict__[name]
+        module.__dict__.update(before)
