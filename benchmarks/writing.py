@@ -61,7 +61,7 @@ def write(
 ) -> tuple[Tensor, float]:  # fmt: skip
     """The ids (B, L) of texts x with their masks filled, and the calls for each. single: one text at a time."""
     key, ids, decode = Key.of(seed, len(x)), x.ids.clone(), Decode(temperature=temperature)
-    batches = [torch.tensor([row]) for row in range(len(x))] if single else list(portions(x))
+    batches = [torch.tensor([row]) for row in range(len(x))] if single else list(portions(x, x.ids.device))
     with reads(model.denoiser.model) as count, torch.inference_mode():
         for mine in batches:
             now = model.process.prior(narrowed(x[mine], model.specials), key[mine].fold(1 << 40))

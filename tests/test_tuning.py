@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForMaskedLM
 from tests.tiny import tiny_checkpoint
 from textdiff.denoiser import last
 from textdiff.denoiser.head import Reading
-from textdiff.tuning import WAYS, tune
+from textdiff.tuning import MOST, WAYS, Recorded, tune
 
 
 def bert(layers: int = 3) -> BertForMaskedLM:
@@ -107,3 +107,37 @@ def test_the_command_line_tunes(capsys):
     assert capsys.readouterr().out.startswith("We choose to go to the ")
     assert main(["infill", "We choose to go to the [GAP].", "--tune", "graphs"]) == 2
     assert "leave graphs out" in capsys.readouterr().err
+
+
+class Replayed(Recorded):
+    """On the host a graph is a function that is run again; what it says is in the same memory each time."""
+
+    def _record(self, given, plain):
+        held = {name: what.clone() for name, what in given.items()}
+        output = self.run(**held, **plain)
+
+        class Graph:
+            def replay(self):
+                output[0].copy_(run(**held, **plain)[0])
+
+        run = self.run
+        return Graph(), held, output
+
+
+def test_calls_are_recorded_by_shape_and_say_what_the_body_says():
+    body, ids = bert().base_model, torch.arange(5, 45).view(2, 20)
+    recorded, mask = Replayed(body.forward), torch.ones_like(ids)
+    part = mask.clone()
+    part[1, 15:] = 0
+    with torch.inference_mode():
+        for args, named in (((ids,), {}), ((), {"input_ids": ids}), ((ids + 40, mask), {}), ((ids, part), {})):
+            assert torch.allclose(recorded(*args, **named)[0], body.forward(*args, **named)[0], atol=1e-6)
+        # by place, by name and beside a mask that hides nothing it is one call; one that hides something is another
+        assert len(recorded.kept) == 2
+        first = recorded(ids)[0]
+        recorded(ids + 40)
+        assert torch.equal(first, recorded(ids)[0])
+        for width in range(1, MOST + 3):
+            recorded(ids[:, :1].expand(-1, width))
+        assert len(recorded.kept) == MOST
+    assert recorded(ids)[0].grad_fn is not None  # whoever learns is not given a recording

@@ -91,15 +91,19 @@ class Recorded:
     """
 
     def __init__(self, run: Callable[..., Any]) -> None:
-        self.run, self.names = run, [*inspect.signature(run).parameters]
+        named = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        self.run = run
+        self.names = [name for name, one in inspect.signature(run).parameters.items() if one.kind is named]
         self.kept: OrderedDict[Any, tuple[Any, dict[str, Tensor], Any]] = OrderedDict()
         self.pool: Any = None  # of memory, shared: no two graphs run at once, and what one says is copied
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
+        if len(args) > len(self.names):
+            return self.run(*args, **inputs)
         inputs |= dict(zip(self.names, args, strict=False))
         mask = inputs.get("attention_mask")
         if mask is not None and mask.dim() == 2 and bool(mask.all()):  # inside a graph nobody can look whether it is
-            inputs["attention_mask"] = None
+            del inputs["attention_mask"]
         given = {name: what for name, what in inputs.items() if isinstance(what, Tensor)}
         plain = {name: what for name, what in inputs.items() if name not in given}
         known = all(isinstance(what, bool | int | float | str | None) for what in plain.values())
