@@ -56,9 +56,9 @@ def fillers(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Tex
     tokenizer = AutoTokenizer.from_pretrained(options.masked)
     yield "masked", lambda: masked(options.masked, tokenizer)
     for path in options.checkpoint:
-        yield f"checkpoint {path}", lambda path=path: pipeline("text-infilling", model=path)  # type: ignore[misc]
+        yield f"checkpoint {path}", lambda path=path: pipeline("text-infilling", model=path)
     for kind in (sentinels, rewriting, causal, middle):
-        yield kind.__name__, lambda kind=kind: kind(tokenizer)  # type: ignore[misc]
+        yield kind.__name__, lambda kind=kind: kind(tokenizer)
 
 
 def masked(path: str, tokenizer: Any) -> TextInfillingPipeline:

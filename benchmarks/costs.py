@@ -58,7 +58,6 @@ def ours(model: Any, length: int, vocabulary: int) -> Callable[[], object]:
     def turn() -> None:
         run = sample(denoiser, process, empty, steps=STEPS, key=Key.of(next(SEEDS), 1))
         revealed = int((next(run).x.ids != MASK).sum())
-        run.close()
         assert revealed == length // STEPS, f"{revealed} of {length} tokens revealed"
 
     return turn

@@ -178,7 +178,7 @@ class Mask:
             while bool((hidden := x.ids == route.specials.mask).any()):
                 where = hidden & (hidden.long().cumsum(1) == 1)
                 with torch.inference_mode():
-                    words = route.denoiser.logits(x, where).argmax(-1)  # type: ignore[operator]
+                    words = route.denoiser.logits(x, where).argmax(-1)
                 x = x.with_(ids=x.ids.masked_scatter(where, words))
             for row, text in zip(rows.tolist(), part, strict=True):
                 ids = iter(x.ids[row][opened[row]].tolist())

@@ -26,7 +26,8 @@ from textdiff.data import load_texts
 from textdiff.denoiser import Parallel
 from textdiff.denoiser.search import LONGEST, evidence, opened, prior, search
 from textdiff.evaluation import gap_cases
-from textdiff.gaps import Gap, Parts, start_state
+from textdiff.filling import start_state
+from textdiff.gaps import Gap, Parts
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.tokenizer import encode

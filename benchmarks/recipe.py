@@ -12,6 +12,7 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ from textdiff.udm import UDM, Objective
 
 CORES = 2  # a budget of 100 s is 100 s of two cores: 200 s of processor time, whatever the number of threads
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "vocab": 4000, "context": 64, "shortest": 16, "batch": 16, "lr": 1e-3, "warmup": 0.05, "decay": 0.1,
     "optimizer": "adamw", "beta2": 0.98, "wd": 0.1, "clip": 1.0, "hidden": 256, "layers": 4, "heads": 4, "mlp": 640,
     "spans": "1,2,4,8,16,64", "blank": 0.25, "power": 1.0, "weighted": 0, "context_loss": 1.0, "counted": 0.25,
