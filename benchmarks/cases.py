@@ -172,6 +172,9 @@ CASES = {
     "characters": Case(
         "characters", Shape(1, 256, 256, vocabulary=28), ours_ancestral, {"mdlm": mdlm}, outside=0.02
     ),
+    "characters-8": Case(
+        "characters", Shape(8, 256, 64, vocabulary=28), ours_ancestral, {"mdlm": mdlm}, outside=0.02
+    ),
 }  # fmt: skip
 
 
