@@ -9,14 +9,12 @@ the stock model's own part of a call, without its head, all places in all layers
 and what of `Blocks` stands around them. A whole text is written in a turn for every four words.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from machine import check, describe, interleaved
+from machine import arguments, begin, interleaved
 from results import write
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -128,18 +126,10 @@ def measure(stock: Any, opened: Any, block: int, rows: int, length: int, rounds:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="torch's own number where left out")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser = arguments(__doc__, 15)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of blocks.json")
-    parser.add_argument("--expect", type=float, help="GFLOP/s that this machine is known to reach")
-    parser.add_argument("--force", action="store_true", help="go on even where the machine is slowed down")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    machine = describe(check(options.expect, options.force))
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    machine = begin(options)
     stock, opened = models(options.length)
     print(
         "\n| block | B | a block, ms | the text, ms | times | target | model alone, ms | times |\n|---"

@@ -7,19 +7,17 @@ shows. "full width" is a turn of MDLM's sampler, which holds tensors of length x
 would take more than 8 GB. Exponents are slopes of the logarithms by least squares, over all sizes and over the larger half.
 """
 
-import argparse
 import gc
 import itertools
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import recipes
 import torch
-from machine import check, describe, interleaved, peak_bytes
+from machine import arguments, begin, interleaved, peak_bytes
 from results import write
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
@@ -115,17 +113,9 @@ def sweep(title: str, letter: str, sizes: tuple[int, ...], measured: Callable[[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="torch's own number where left out")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of costs.json")
-    parser.add_argument("--expect", type=float, help="GFLOP/s that this machine is known to reach")
-    parser.add_argument("--force", action="store_true", help="go on even where the machine is slowed down")
+    parser = arguments(__doc__, 5)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    machine = describe(check(options.expect, options.force))
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    machine = begin(options)
     lengths = sweep(
         f"One turn at V={VOCABULARY}, a sixteenth of L tokens revealed", "L", LENGTHS,
         lambda length: measure(length, VOCABULARY, options.rounds),

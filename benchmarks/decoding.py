@@ -8,19 +8,17 @@ takes one turn; a ratio is the recipe's seconds by ours of the same round, and o
 decoding.json and decoding.png. `cases.py` says what is compared, `recipes.py` what the recipes are.
 """
 
-import argparse
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from cases import CASES, HF, MASK, Case, Sampler, Stage, case_of, causal, stage_of
-from machine import Meter, check, describe, gemm, interleaved, peak_bytes
+from machine import Meter, arguments, begin, gemm, interleaved, peak_bytes
 from results import Result, bars, disturbed, table, verdict, write
 from torch import Tensor
 
@@ -114,25 +112,15 @@ def run(names: list[str], rounds: int, quick: bool, best: float) -> Iterator[tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, 3)
     parser.add_argument(
         "--quick", action="store_true", help="a quarter of the length and of the steps; no target counts"
     )
-    parser.add_argument("--threads", type=int, help="torch's own number where left out")
-    parser.add_argument("--rounds", type=int, default=3, help="how often the samplers take turns")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of decoding.json and decoding.png")
-    parser.add_argument("--expect", type=float, help="GFLOP/s that this machine is known to reach")
-    parser.add_argument("--force", action="store_true", help="go on even where the machine is slowed down")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    speed = check(options.expect, options.force)
-    machine = describe(speed)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    machine = begin(options)
     cases = {}
-    for name, facts in run(options.cases, options.rounds, options.quick, speed):
+    for name, facts in run(options.cases, options.rounds, options.quick, machine["gflops"]):
         cases[name] = facts
         write(options.out / "decoding.json", {"machine": machine, "quick": options.quick, "cases": cases})
     bars(options.out / "decoding.png", cases, machine)

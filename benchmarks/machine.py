@@ -4,11 +4,13 @@ Ratios of two programs that take turns in one process survive a slow machine, bu
 alone. So a matrix product is timed first; where its speed is not its own, nothing is measured.
 """
 
+import argparse
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault(
@@ -24,6 +26,27 @@ SIDE = 2048
 SLOWEST = 0.6  # of the best measurement
 APART = 1.6  # the greatest ratio of two measurements seconds apart
 PATIENCE = 60.0  # seconds
+
+
+def arguments(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes; `doc` is its module's."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, help="torch's own number where left out")
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often what is compared takes turns")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder that the figures are written to")
+    parser.add_argument("--expect", type=float, help="GFLOP/s that this machine is known to reach")
+    parser.add_argument("--force", action="store_true", help="go on even where the machine is slowed down")
+    return parser
+
+
+def begin(options: argparse.Namespace) -> dict[str, Any]:
+    """The machine, for the record, printed once it is calm."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    machine = describe(check(options.expect, options.force))
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    return machine
 
 
 def clock() -> float:

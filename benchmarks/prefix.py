@@ -13,15 +13,13 @@ compared: so, in one step, and 16 fillings are then compared by their fluency.
 are medians of the rounds', without by with. A trial of the model (`Prefixes.able`) comes once, before, and is not counted.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from blocks import BOS, MASK, SHAPE, VOCABULARY
-from machine import check, describe, interleaved
+from machine import arguments, begin, interleaved
 from results import write
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -143,20 +141,12 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, help="torch's own number where left out")
+    parser = arguments(__doc__, 5)
     parser.add_argument("--cases", nargs="+", choices=list(BATCHES), default=list(BATCHES))
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--written", type=int, default=1, help="rounds of whole runs, with all that is written")
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of prefix.json")
-    parser.add_argument("--expect", type=float, help="GFLOP/s that this machine is known to reach")
-    parser.add_argument("--force", action="store_true", help="go on even where the machine is slowed down")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    machine = describe(check(options.expect, options.force))
-    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    machine = begin(options)
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=2 * options.length, **SHAPE)
     model, found = LlamaForCausalLM(config).eval(), dict[str, Any]()

@@ -6,7 +6,6 @@ Speed is of the model of `decoding.py` with random weights, each way by turns wi
 trained model on texts that it has never seen: the same seeds, so differences are of the same looks. int8 needs torchao.
 """
 
-import argparse
 import copy
 import statistics
 import time
@@ -16,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from cases import Shape, Stage, ours_ancestral, ours_greedy, stage_of
-from machine import check, describe, interleaved
+from machine import arguments, begin, interleaved
 from results import write
 
 from textdiff.checkpoint import Checkpoint, load
@@ -98,19 +95,11 @@ def fillings(checkpoint: Checkpoint, cases: list[Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, 5)
     parser.add_argument("--model", type=Path, help="a trained model; no quality without one")
     parser.add_argument("--ways", nargs="+", choices=[w for w in WAYS if w != "graphs"], default=["compile", "int8"])
-    parser.add_argument("--threads", type=int, help="torch's own number where left out")
-    parser.add_argument("--rounds", type=int, default=5, help="how often the ways take turns; 0 for no speed")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of tuned.json")
-    parser.add_argument("--force", action="store_true", help="go on even where the machine is slowed down")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    transformers.logging.set_verbosity_error()
-    facts: dict[str, Any] = {"machine": describe(check(None, options.force))}
-    print(", ".join(f"{name} {value}" for name, value in facts["machine"].items()), flush=True)
+    facts: dict[str, Any] = {"machine": begin(options)}
     if options.rounds:
         print("\n| case | way | times as quick | first run |\n|---|---|---|---|")
         facts["speed"] = speed(options.ways, options.rounds)
