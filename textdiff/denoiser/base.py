@@ -55,7 +55,7 @@ class Denoiser(nn.Module, ABC):
         return longest - _offset(self.model)
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Any) -> torch.device:
     """Where a model's first weights are; the host for one without any."""
     weight = next(model.parameters(), None)
     return torch.device("cpu") if weight is None else weight.device

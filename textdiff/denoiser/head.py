@@ -81,22 +81,28 @@ class Reading:
         with unheard(self.model.base_model):
             return last.able(self.model)
 
+    def _moved(self, at: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(part.to(self.device) for part in at)
+
     @contextmanager
     def _rows(self, where: Tensor) -> Iterator[None]:
         """The head sees the chosen rows alone, whichever of body and head first has a row for each place."""
         body, head = self.model.base_model, self.model.get_output_embeddings()
         chosen, handles, again = False, [], self._said
         at = where.nonzero(as_tuple=True)
+        # before the call: what is copied to a GPU later waits until the call is done
+        there = self._moved(at)
+        few = None if self._chosen is None else self._moved(self._chosen.index(at))
 
         def rows(hidden: Tensor) -> Tensor:
             nonlocal chosen
             if self._chosen is not None and self._chosen.used and not chosen:
                 chosen = True
-                return self._chosen.rows(hidden, at)
+                return hidden[few][None]
             if chosen or hidden.shape[:-1] != where.shape:
                 return hidden
             chosen = True
-            return hidden[*torch.stack(at).to(self.device)][None]
+            return hidden[there][None]
 
         def after_body(module: nn.Module, args: Any, output: Any) -> Any:
             if self._chosen is not None and not self._chosen.used:

@@ -57,10 +57,10 @@ class Chosen:
         self.places = self.column.new_zeros(len(where), max(int(self.column[:, -1].max()) + 1, 2))
         self.places[row, self.column[row, column]] = column
 
-    def rows(self, hidden: Tensor, at: tuple[Tensor, ...]) -> Tensor:
-        """(1, S, D) the states at places `at`, rows and columns (S,), all of them chosen, of its output (B, S, D)."""
+    def index(self, at: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Rows and columns (S,) of its output (B, S, D) that are of the places `at` (S,), all of them chosen."""
         row, column = at
-        return hidden[row.to(hidden.device), self.column[row, column].to(hidden.device)][None]
+        return row, self.column[row, column]
 
 
 @contextmanager
@@ -168,5 +168,5 @@ def _alike(model: Any) -> bool:
         part = model.base_model(**inputs)[0]
     right, near = whole[where], 1000 * torch.finfo(whole.dtype).eps
     return chosen.used and torch.allclose(
-        chosen.rows(part, where.nonzero(as_tuple=True))[0], right, atol=near * float(right.abs().max()), rtol=near
+        part[chosen.index(where.nonzero(as_tuple=True))], right, atol=near * float(right.abs().max()), rtol=near
     )

@@ -159,6 +159,9 @@ class Reader(Protocol):
     def read(self, x: Tokens) -> Any:
         """A `Reading` of x."""
 
+    def parameters(self) -> Iterator[Any]:
+        """The weights of its model."""
+
 
 class ParallelPosterior(LengthFirst):
     """q(words | xt) = prod_i q(w_i | xt), of whatever can read."""
@@ -198,7 +201,8 @@ class _Apart(Look):
         wanted = together(self.x, where, self.decode, self.denoiser.specials.mask)
         rows, x, said = self._reading(wanted)
         mask = wanted[rows]
-        words, sure = at_once(x, mask, said.pieces(mask), self.decode, self.u[rows], self.denoiser.specials.pad)
+        device, pad = device_of(self.denoiser), self.denoiser.specials.pad
+        words, sure = at_once(x, mask, said.pieces(mask), self.decode, self.u[rows], pad, device)
         if wanted is where:
             return words, sure
         here = where[rows][mask]

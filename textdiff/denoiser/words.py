@@ -31,21 +31,23 @@ def processed(logits: Tensor, prefix: Tensor, decode: Decode) -> Tensor:
 
 
 def at_once(
-    x: Tokens, mask: Tensor, pieces: Iterable[Tensor], decode: Decode, u: Tensor, pad: int
-) -> tuple[Tensor, Tensor]:
+    x: Tokens, mask: Tensor, pieces: Iterable[Tensor], decode: Decode, u: Tensor, pad: int,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A word for each of the S open places of x, `mask` (B, L), from logits in pieces (s, V), and u (B, L): its id, and its
-    log-probability. That is the model's own, whatever the processors did.
+    log-probability. That is the model's own, whatever the processors did. device: of the logits, if that is another.
     """
     bound = _bound(x, decode)[mask] if decode.spells else None
     row, column = mask.nonzero(as_tuple=True)
     said, kept, begin = [], [], 0
+    level = u[row, column].to(device or u.device)  # before the model is called, see `head`
     for logits in pieces:
         part = slice(begin, begin := begin + len(logits))
         if decode.banned:
             logits = logits.index_fill(1, torch.tensor(decode.banned, device=logits.device), -torch.inf)
         before = words_before(x.ids, row[part], column[part], pad).to(logits.device) if decode.processors else None
         scores = logits if before is None else processed(logits.clone(), before, decode)
-        words, sure = draw_tokens(scores, u[row[part], column[part]].to(logits.device), decode)
+        words, sure = draw_tokens(scores, level[part].to(logits.device), decode)
         said.append((words, sure if scores is logits else own(logits, words).to(sure)))
         if bound is not None and bool(bound[part].any()):  # a gap's words are drawn together
             here = bound[part].to(logits.device)
