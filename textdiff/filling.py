@@ -4,7 +4,7 @@ What the user wrote becomes fixed tokens and is copied into the result, never de
 which nothing is asked is one marker; a gap of exactly n tokens is n masks; any other is a marker under a constraint.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from textdiff.asked import constraint_of
 from textdiff.clocks import Steps, clocks, narrowed, portions
 from textdiff.constraints import Constraint
+from textdiff.denoiser.base import device_of
 from textdiff.gaps import TOUCHING, Gap, Parts, check, place, tidy
 from textdiff.keys import Key
 from textdiff.posterior import Decode
@@ -230,7 +231,7 @@ def infill(
         x = denoiser.open(x, decode, key.fold(OPEN))
         opening = calls[0]
         turns = clocks(x, specials, steps, rule, denoiser.joint)
-        for mine in portions(x, next(denoiser.parameters()).device):
+        for mine in portions(x, device_of(denoiser)):
             calls[0] = opening
             now = process.prior(narrowed(x[mine], specials), key[mine].fold(PRIOR))
             run = sample(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine], stop=stop)
@@ -240,14 +241,18 @@ def infill(
                     notes[row] = note
                 done.append((mine[number].tolist(), x0, calls[0]))
             spent[(mine // candidates).unique().cpu()] += calls[0] - opening
-    best = [
-        begin + (choice.best(notes[begin : begin + candidates]) if candidates > 1 else 0)
-        for begin in range(0, len(rows), candidates)
-    ]
+    best = _best(notes, candidates, choice.best)
     found = _found(done, {*best}, pages, rows, tokenizer)
     if candidates > 1:
         found = {row: replace(one, calls=opening + int(spent[row // candidates])) for row, one in found.items()}
     return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
+
+
+def _best(notes: list[Any], candidates: int, best: Callable[[list[Any]], int]) -> list[int]:
+    """The row of the best of every so many candidates, which follow each other."""
+    if candidates == 1:
+        return [*range(len(notes))]
+    return [begin + best(notes[begin : begin + candidates]) for begin in range(0, len(notes), candidates)]
 
 
 def _found(

@@ -7,7 +7,8 @@ turn's operations a good part are these, on few numbers, and NumPy is several ti
 """
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,27 @@ class Key:
     """
 
     def __init__(self, state: Tensor) -> None:
-        self.bits, self.device = _bits(state), state.device
+        self._make: Callable[[], Bits] = partial(_bits, state)
+        self.rows, self.device = len(state), state.device
+
+    @classmethod
+    def _later(cls, make: Callable[[], Bits], rows: int, device: torch.device) -> "Key":
+        """Keys whose bits are made when they are first drawn from."""
+        key = cls.__new__(cls)
+        key._make, key.rows, key.device = make, rows, device
+        return key
+
+    @cached_property
+    def bits(self) -> Bits:
+        """(B,) uint64."""
+        return self._make()
 
     @classmethod
     def of(cls, seed: int, samples: int | Tensor) -> "Key":
         """Keys of the given sample numbers (B,), or of samples 0..B-1, under one seed."""
         numbers = torch.arange(samples) if isinstance(samples, int) else samples.to(torch.int64)
         bits = _mix(_bits(numbers) * _wrapped(_GOLDEN) + _wrapped(seed * 0xD1342543DE82EF95 + 1))
-        return _Made(bits, numbers.device)
+        return cls._later(lambda: bits, len(bits), numbers.device)
 
     @property
     def state(self) -> Tensor:
@@ -64,7 +78,7 @@ class Key:
 
     def fold(self, number: int | Tensor) -> "Key":
         """The keys of use `number` (a step, a role) of these rows, or of a use (B,) int64 of each."""
-        return _Folded(self, number)
+        return Key._later(partial(_folded, self, number), self.rows, self.device)
 
     def uniform(self, count: int) -> Tensor:
         """(B, count) float64 in the open interval (0, 1); column i is the same whatever `count` is."""
@@ -80,35 +94,19 @@ class Key:
 
     def to(self, device: torch.device | str) -> "Key":
         """The same keys, for numbers on another device."""
-        return _Made(self.bits, torch.device(device))
+        return Key._later(lambda: self.bits, self.rows, torch.device(device))
 
     def __getitem__(self, rows: Tensor | slice) -> "Key":
-        return _Made(self.bits[rows.cpu().numpy() if isinstance(rows, Tensor) else rows], self.device)
+        bits = self.bits[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        return Key._later(lambda: bits, len(bits), self.device)
 
     def __len__(self) -> int:
-        return len(self.bits)
+        return self.rows
 
 
-class _Made(Key):
-    """Keys of known bits."""
-
-    def __init__(self, bits: Bits, device: torch.device) -> None:
-        self.bits, self.device = bits, device
-
-
-class _Folded(Key):
-    """The keys of one use, made when they are first drawn from."""
-
-    def __init__(self, whole: Key, number: int | Tensor) -> None:
-        self.whole, self.number, self.device = whole, number, whole.device
-
-    @cached_property
-    def bits(self) -> Bits:
-        if isinstance(self.number, Tensor):
-            use = (_bits(self.number) + np.uint64(1)) * _wrapped(_GOLDEN)
-        else:
-            use = _wrapped((self.number + 1) * _GOLDEN)
-        return _mix(self.whole.bits ^ use) + _wrapped(_GOLDEN)
-
-    def __len__(self) -> int:
-        return len(self.whole)
+def _folded(key: Key, number: int | Tensor) -> Bits:
+    if isinstance(number, Tensor):
+        use = (_bits(number) + np.uint64(1)) * _wrapped(_GOLDEN)
+    else:
+        use = _wrapped((number + 1) * _GOLDEN)
+    return _mix(key.bits ^ use) + _wrapped(_GOLDEN)

@@ -15,6 +15,16 @@ import torch
 
 LENGTH = 8
 PADDED = ((5, 9), (30, 47))  # tokens of a text, and columns with its padding
+FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)  # of a model that cannot do what it is asked to
 ROUNDING = 1e-5  # relative: a later token has an influence above it even on a model that has learned nothing
 
 

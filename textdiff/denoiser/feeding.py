@@ -19,18 +19,8 @@ from torch import Tensor
 from textdiff.denoiser.head import logits_at
 from textdiff.denoiser.memory import cache_name
 from textdiff.denoiser.words import own
-from textdiff.leak import vocabulary
+from textdiff.leak import FAILURES, vocabulary
 
-_FAILURES = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 _PIECE = 1 << 25  # how many logits are held at once where many tokens are scored
 
 
@@ -230,7 +220,7 @@ def goes_on(model: Any) -> bool:
     try:
         logits, ahead = said(False)
         first = answers(model, [ids[:3], ids[:1] + ids[3:5]], [[0], [0]], sources and [sources[0]] * 2).float()
-    except _FAILURES as error:
+    except FAILURES as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{name} does not read plain text: {reason}") from error
     near = torch.finfo(model.dtype).eps ** 0.5  # between rounding and any mistake that matters
@@ -241,7 +231,7 @@ def goes_on(model: Any) -> bool:
         return False
     try:
         other, further = said(True)
-    except _FAILURES:
+    except FAILURES:
         return False
     finally:
         model.train(training)
@@ -267,7 +257,7 @@ def told_positions(model: Any) -> Any:
     for name, module in model.named_modules():
         if name.endswith("decoder.embed_positions") and "position_ids" in inspect.signature(module.forward).parameters:
             ids = torch.zeros(2, 3, dtype=torch.int64, device=model.device)
-            with torch.no_grad(), suppress(*_FAILURES):
+            with torch.no_grad(), suppress(*FAILURES):
                 usual = module(ids[:1], 1, position_ids=torch.arange(1, 4, device=model.device)).view(1, 3, -1)
                 with _telling(module, torch.arange(1, 4, device=model.device).expand(2, -1)):
                     if torch.equal(module(ids, 0, position_ids=None), usual.expand(2, -1, -1)):

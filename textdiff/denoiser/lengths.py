@@ -25,8 +25,8 @@ class LengthFirst(Posterior):
     """q(x0 | xt) of a model that answers at markers. ValueError where there is a [GAP] and no token to say its length."""
 
     def __init__(self, xt: Tokens, specials: Specials) -> None:
-        self.counted = bool(((xt.ids == specials.gap) | xt.surplus).any())  # whether a number has to be said
-        if self.counted and not specials.lengths:
+        self.unsized = bool(((xt.ids == specials.gap) | xt.surplus).any())  # whether some length has to be said
+        if self.unsized and not specials.lengths:
             raise ValueError("this model has no length tokens, so it cannot fill [GAP]; give the length, as in [GAP:3]")
         self.xt, self.specials = xt, specials
 
@@ -63,7 +63,7 @@ class LengthFirst(Posterior):
 
     def _opened(self, decode: Decode, key: Key) -> tuple[Tokens, Tensor]:
         """xt with its gaps opened to lengths that are drawn, and the place in xt of each element."""
-        if self.counted:
+        if self.unsized:
             counts = self._lengths(decode, key).masked_fill(~self.xt.valid, 0)
             x0, place = open_gaps(self.xt, counts, self.specials)
             # the length of a gap under a constraint is decided once

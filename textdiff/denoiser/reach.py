@@ -10,21 +10,11 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser.blocks import Blocks
-from textdiff.leak import ROUNDING, vocabulary
+from textdiff.leak import FAILURES, ROUNDING, vocabulary
 from textdiff.tokens import Specials, Tokens
 
 BLOCK, LENGTH = 4, 8
 _NONE = Specials(-1, -1, -1, -1)  # no token means anything
-_FAILURES = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @torch.no_grad()
@@ -61,7 +51,7 @@ def need_blocks(model: Any) -> None:
     """ValueError for a model that cannot be read block by block."""
     try:
         wrong = fault(model)
-    except _FAILURES as error:
+    except FAILURES as error:
         wrong = str(error).strip().split("\n")[0]
     if wrong is not None:
         raise ValueError(
