@@ -99,8 +99,11 @@ def test_guidance_in_the_pipeline(fill) -> None:
         ({"select": "best", "candidates": 2}, "unknown select 'best'; there are fluent, likely, mbr"),
         ({"min_p": 2}, r"min_p 2 is not in \[0, 1\]"),
         ({"max_time": 0}, "max_time 0 is no time"),
-        ({"num_steps": "many"}, "num_steps many is not positive; 1 fills everything at once; auto and inf are known"),
-        ({"num_steps": 2.5}, "num_steps 2.5 is not positive"),
+        (
+            {"num_steps": "many"},
+            "num_steps many is not positive, or no whole number; 1 fills everything at once, auto and inf are known",
+        ),
+        ({"num_steps": 2.5}, "num_steps 2.5 is not positive, or no whole number"),
     ],
 )
 def test_bad_options(fill, options: dict, message: str) -> None:

@@ -120,7 +120,7 @@ def test_options_at_construction(folders: dict, fills: dict) -> None:
     ("text", "options", "message"),
     [
         (TEXT, {"colour": 1}, "unknown option colour; there are banned, candidates, guidance"),
-        (TEXT, {"num_steps": 0}, "num_steps 0 is not positive; 1 fills everything at once"),
+        (TEXT, {"num_steps": 0}, "num_steps 0 is not positive, or no whole number; 1 fills everything at once"),
         (TEXT, {"num_return_sequences": 0}, "num_return_sequences 0 is not positive; 1 gives one text"),
         (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, partial:RHO"),
         (TEXT, {"temperature": -1}, "temperature -1 is not a number from 0 on"),

@@ -32,7 +32,9 @@ def steps_of(value: Any) -> Steps:
     except (TypeError, ValueError):
         steps = math.nan
     if not steps >= 1 or steps % 1 and steps != math.inf:
-        raise ValueError(f"num_steps {value} is not positive; 1 fills everything at once; auto and inf are known, too")
+        raise ValueError(
+            f"num_steps {value} is not positive, or no whole number; 1 fills everything at once, auto and inf are known, too"
+        )
     return steps
 
 
