@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From low to high. A module imports from its own row and from the rows above it here, never from the rows below.
 # A name stands for the module and, if it is a package, for all that is in it.
 LAYERS = (
-    ("keys", "tokens", "images", "schedule", "constraints"),
+    ("validation", "keys", "tokens", "images", "schedule", "constraints"),
     ("process", "posterior", "drawing"),
     ("denoiser", "leak"),
     ("rules", "revealing", "remasking", "rulebook", "sampler", "udm"),
@@ -71,7 +71,7 @@ LAYERS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
+CORE = {"validation", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
 CORE |= {"drawing", "rules", "revealing", "remasking", "rulebook", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
