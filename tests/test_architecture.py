@@ -31,6 +31,7 @@ LAYERS = (
         "optim",
         "launch",
         "config",
+        "loading",
         "lora",
         "box",
         "_register",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from textdiff.denoiser import Autoregressive, Denoiser
 from textdiff.denoiser.reach import need_blocks
 from textdiff.leak import need_bidirectional, need_causal
+from textdiff.loading import from_pretrained
 from textdiff.lora import merged
 from textdiff.posterior import Decode
 from textdiff.process import Process
@@ -289,12 +290,12 @@ def open_model(path: str | Path, config: DiffusionConfig) -> tuple[Any, dict[str
     name, settings = AUTO_CLASSES[config.denoiser], {}
     if config.backbone == "causal":
         name = AUTO_CLASSES["autoregressive"]
-        settings["config"] = transformers.AutoConfig.from_pretrained(path)
+        settings["config"] = from_pretrained(transformers.AutoConfig, path)
         if not config.block:
             both_ways(settings["config"])
     # textdiff computes in the precision of the machine, not in that of the file
     loader = getattr(transformers, name)
-    return loader.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **settings)
+    return from_pretrained(loader, path, dtype=torch.float32, output_loading_info=True, **settings)
 
 
 def same_reading(path: str | Path, config: DiffusionConfig) -> None:

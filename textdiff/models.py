@@ -21,6 +21,7 @@ from textdiff.checkpoint import (
     probe,
     same_reading,
 )
+from textdiff.loading import from_config, from_pretrained
 from textdiff.tokens import Specials
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def new_model(denoiser: str, preset: str, ids: Specials, vocab: int, context: in
         "bos_token_id": ids.bos,
         "eos_token_id": ids.end,
     }
-    return getattr(transformers, AUTO_CLASSES[denoiser]).from_config(family(size, ids, common))
+    return from_config(getattr(transformers, AUTO_CLASSES[denoiser]), family(size, ids, common))
 
 
 def pretrained_model(
@@ -163,13 +164,13 @@ def _drawn(path: str, diffusion: DiffusionConfig) -> Any:
     """The architecture of a pretrained model, its weights drawn."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(path)
+    config = from_pretrained(transformers.AutoConfig, path)
     name = diffusion.denoiser
     if diffusion.backbone == "causal":
         if not diffusion.block:
             both_ways(config)
         name = "autoregressive"
-    return getattr(transformers, AUTO_CLASSES[name]).from_config(config, dtype=torch.float32)
+    return from_config(getattr(transformers, AUTO_CLASSES[name]), config, dtype=torch.float32)
 
 
 def vocabulary(model: Any) -> list[Tensor]:

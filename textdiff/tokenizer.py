@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from textdiff.loading import from_pretrained
 from textdiff.tokens import Specials
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     # (transformers 5.23): a folder that says "this is tokenizer.json, nothing more" is taken at its word.
     stock = Path(path).is_dir() and get_tokenizer_config(path).get("tokenizer_class") == "TokenizersBackend"
     kind = PreTrainedTokenizerFast if stock else AutoTokenizer
-    return kind.from_pretrained(path, split_special_tokens=True, trust_remote_code=False)
+    return from_pretrained(kind, path, split_special_tokens=True)
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

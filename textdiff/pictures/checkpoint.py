@@ -25,6 +25,7 @@ from textdiff.checkpoint import (
 from textdiff.denoiser.image import Pixels
 from textdiff.images import Images
 from textdiff.keys import Key
+from textdiff.loading import from_diffusers
 from textdiff.posterior import Draw
 from textdiff.process import Blur, Pixelation, PixelMask, VarianceExploding, VariancePreserving
 from textdiff.process.gaussian import Affine
@@ -206,7 +207,7 @@ def load_checkpoint(path: str | Path) -> PictureCheckpoint:
     config = PictureConfig.read(config_file(path))
     loader = getattr(diffusers(), config.model)
     try:
-        model, notes = loader.from_pretrained(path, output_loading_info=True, low_cpu_mem_usage=False)
+        model, notes = from_diffusers(loader, path, output_loading_info=True, low_cpu_mem_usage=False)
     except Exception as error:  # diffusers and safetensors raise all sorts over a damaged file
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path} is cut short or damaged ({reason}); copy it again, or train again") from error

@@ -12,6 +12,7 @@ from textdiff.data import Batches
 from textdiff.denoiser import optimal_variance
 from textdiff.images import Images
 from textdiff.keys import Key
+from textdiff.loading import from_diffusers
 from textdiff.pictures.card import picture_card
 from textdiff.pictures.checkpoint import MODELS, PictureCheckpoint, PictureConfig, PictureDiffusion, diffusers
 from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
@@ -247,7 +248,7 @@ def _open_model(path: str) -> Any:
         name = library.UNet2DModel.load_config(path)["_class_name"]
         if name not in MODELS:
             raise ValueError(f"it is a {name}, not one of {', '.join(MODELS)}")
-        return getattr(library, name).from_pretrained(path)
+        return from_diffusers(getattr(library, name), path)
     except Exception as error:  # diffusers raises all sorts
         raise ValueError(f"{path} is no model of pixels to go on from ({_first_line(error)})") from error
 

@@ -7,6 +7,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.box import FOLDER, box
 from textdiff.checkpoint import find_config, load
+from textdiff.loading import TRUST, refuse_questions
 from textdiff.pipelines.diffusion import TextDiffusionPipeline
 from textdiff.pipelines.infilling import TextInfillingPipeline
 
@@ -14,6 +15,7 @@ __all__ = ["TextDiffusionPipeline", "TextInfillingPipeline"]
 
 P = TypeVar("P", TextInfillingPipeline, TextDiffusionPipeline)
 
+refuse_questions()
 # on import: `textdiff._register` imports this package as soon as transformers' pipelines are there
 PIPELINE_REGISTRY.register_pipeline(
     "text-infilling",
@@ -44,7 +46,7 @@ def _opened(task: str, kind: type[P], path: str) -> P:
     from transformers import pipeline
 
     try:
-        return cast(P, pipeline(task, model=path))
+        return cast(P, pipeline(task, model=path, **TRUST))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(

@@ -1,0 +1,40 @@
+"""The one place where stock models, configurations and tokenizers are loaded: no code of theirs ever runs.
+
+A folder or hub repository may name classes of its own (`auto_map` in config.json or tokenizer_config.json). Left to itself,
+transformers asks on standard input whether to run them, and a program that reads its texts from there answers by accident.
+So everything is loaded with trust_remote_code=False. `refuse_questions` closes the same door for `transformers.pipeline`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+TRUST = {"trust_remote_code": False}
+
+
+def from_pretrained(loader: Any, path: str | Path, **options: Any) -> Any:
+    """Return what a class of transformers loads from a folder or hub name, without running code that comes with it."""
+    return loader.from_pretrained(path, **options, **TRUST)
+
+
+def from_config(loader: Any, config: Any, **options: Any) -> Any:
+    """Return a model with random weights, of a class of transformers' own."""
+    return loader.from_config(config, **options, **TRUST)
+
+
+def from_diffusers(loader: Any, path: str | Path, **options: Any) -> Any:
+    """Return what a model class of diffusers loads; these classes never run code of a folder."""
+    return loader.from_pretrained(path, **options)
+
+
+def refuse_questions() -> None:
+    """Make transformers refuse, not ask, where nobody can answer: standard input is no terminal.
+
+    `transformers.pipeline("text-infilling", model=...)` loads the model before this library sees it. With nobody at a
+    terminal, the next line of a pipe would answer "run the custom code? [y/N]". Now transformers raises the error of a
+    question that timed out. At a terminal, and for trust_remote_code=True, nothing changes.
+    """
+    from transformers import dynamic_module_utils
+
+    if sys.stdin is None or not sys.stdin.isatty():
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
