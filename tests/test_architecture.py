@@ -32,6 +32,8 @@ LAYERS = (
         "launch",
         "config",
         "loading",
+        "limits",
+        "sequences",
         "lora",
         "box",
         "_register",
@@ -72,11 +74,12 @@ LAYERS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"validation", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
+CORE = {"validation", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior"}
+CORE |= {"denoiser.base", "denoiser.shared"}
 CORE |= {"drawing", "rules", "revealing", "remasking", "rulebook", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
-MAX_FILE, MAX_FUNCTION = 350, 60
+MAX_FILE, MAX_FUNCTION = 500, 60
 
 # Not a path on the web (a letter before the slash) and not one under the user's own home (a tilde).
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|home|root|tmp)/")

@@ -62,6 +62,7 @@ def test_it_is_infill_of_the_loaded_checkpoint(kind: str, fills: dict, folders: 
     tools = checkpoint.tools()
     page = prepare(parse(TEXT), tools["tokenizer"], tools["specials"], spaced=True)  # after a space begins a word
     expected = infill([page], seed=5, samples=3, decode=checkpoint.config.decode(), **tools)[0]
+    expected = sorted(expected, key=lambda result: result.merit, reverse=True)
     output = fills[kind](TEXT, seed=5, num_return_sequences=3)
     assert texts(output) == [result.text for result in expected]
     assert [sequence["score"] for sequence in output] == pytest.approx([result.score for result in expected])
@@ -71,7 +72,7 @@ def test_it_is_infill_of_the_loaded_checkpoint(kind: str, fills: dict, folders: 
 def test_sequences_and_seeds(kind: str, fills: dict) -> None:
     three = texts(fills[kind](TEXT, num_return_sequences=3))
     assert len(set(three)) == 3 and three == texts(fills[kind](TEXT, num_return_sequences=3))
-    assert three[0] == texts(fills[kind](TEXT))[0] != texts(fills[kind](TEXT, seed=1))[0]
+    assert texts(fills[kind](TEXT))[0] in three and texts(fills[kind](TEXT)) != texts(fills[kind](TEXT, seed=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,8 +113,8 @@ def test_the_rule_ranked(fills: dict) -> None:
 def test_options_at_construction(folders: dict, fills: dict) -> None:
     """They are defaults that a call overrides."""
     fill = pipeline("text-infilling", model=str(folders["parallel"]), num_return_sequences=2, temperature=0.0)
-    assert len(fill(TEXT)) == 2 and texts(fill(TEXT))[:1] == texts(fills["parallel"](TEXT, temperature=0.0))
-    assert len(fill(TEXT, num_return_sequences=1)) == 1
+    assert texts(fill(TEXT)) == texts(fills["parallel"](TEXT, temperature=0.0))  # there is one most probable filling
+    assert len(fill(TEXT, temperature=1.0)) == 2 and len(fill(TEXT, num_return_sequences=1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -121,18 +122,17 @@ def test_options_at_construction(folders: dict, fills: dict) -> None:
     [
         (TEXT, {"colour": 1}, "unknown option colour; there are banned, candidates, guidance"),
         (TEXT, {"num_steps": 0}, "num_steps 0 is not positive, or no whole number; 1 fills everything at once"),
-        (TEXT, {"num_return_sequences": 0}, "num_return_sequences 0 is not positive; 1 gives one text"),
+        (TEXT, {"num_return_sequences": 0}, "num_return_sequences must be a whole number of at least 1; got 0"),
         (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, partial:RHO"),
-        (TEXT, {"temperature": -1}, "temperature -1 is not a number from 0 on"),
-        (TEXT, {"temperature": float("nan")}, "temperature nan is not a number from 0 on"),
-        (TEXT, {"top_p": 1.5}, "top_p 1.5 is not in"),
-        (TEXT, {"top_k": -1}, "top_k -1 is negative; 0 keeps every token"),
-        (TEXT, {"max_gap": 0}, "max_gap 0 leaves no room for text; give 1 or more"),
+        (TEXT, {"temperature": -1}, "temperature must be a number of at least 0; got -1"),
+        (TEXT, {"temperature": float("nan")}, "temperature must be a number of at least 0; got nan"),
+        (TEXT, {"top_p": 1.5}, "top_p must be a number above 0, at most 1; got 1.5"),
+        (TEXT, {"top_k": -1}, "top_k must be a whole number of at least 0; got -1"),
+        (TEXT, {"max_gap": 0}, "max_gap must be a whole number of at least 1; got 0"),
         ("", {}, "the text is empty; give a text with a"),
         ("no gap", {}, "no gap in 'no gap'; mark the missing text with"),
         ("[GAP][GAP]", {}, "two gaps touch; put text between them"),
         ("x y " * 100 + "[GAP]", {}, r"the text has \d+ tokens, the model reads 64; shorten the text"),
-        ([], {}, "no texts to fill; give at least one"),
     ],
 )
 def test_bad_input(text: Any, options: dict, message: str, fills: dict) -> None:
@@ -148,7 +148,7 @@ def test_a_bad_text_is_named_and_loses_none_of_the_others(fills: dict) -> None:
     first, second, third = fill([TEXT, bad, TEXT], on_error="return")
     assert texts(first) == texts(third) == texts(fill(TEXT)) and second[0]["error"].startswith("unclosed gap")
     assert fill(bad, on_error="return")[0]["error"].startswith("unclosed gap")
-    with pytest.raises(ValueError, match="on_error 'skip' is neither raise nor return"):
+    with pytest.raises(ValueError, match="on_error must be one of raise, return; got 'skip'"):
         fill(TEXT, on_error="skip")
 
 

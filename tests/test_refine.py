@@ -91,8 +91,8 @@ def test_a_users_page_is_a_prior_already(tools: dict) -> None:
 @pytest.mark.parametrize(
     ("text", "t", "keep", "message"),
     [
-        ("a b", 0.0, [], r"t 0.0 is not in \(0, 1\]"),
-        ("a b", 1.5, [], r"t 1.5 is not in \(0, 1\]"),
+        ("a b", 0.0, [], "t must be a number above 0, at most 1; got 0.0"),
+        ("a b", 1.5, [], "t must be a number above 0, at most 1; got 1.5"),
         ("", 0.5, [], "nothing to rewrite: the text is empty"),
         ("a b", 0.5, [(0, 3)], "or all of it is kept"),
         ("a b", 0.5, [(1, 9)], r"span \(1, 9\) is empty, outside the text"),

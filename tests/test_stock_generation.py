@@ -155,7 +155,7 @@ def test_a_prompt_in_any_of_them_gives_text(path: str) -> None:
         assert found[0]["generated_text"].startswith(prompt) and found[0]["score"] <= 0
     three = write(PROMPTS[0], num_return_sequences=3, **options)
     assert len({*texts(three)}) > 1 and three == write(PROMPTS[0], num_return_sequences=3, **options)
-    (batch,) = write._forward({"batch": [write.preprocess({"prompt": PROMPTS[0]})]})["batch"]
+    (batch,) = write._forward({"batch": [write.preprocess(PROMPTS[0])]})["batch"]
     (long,) = batch["written"]
     assert len(long.ids) == 24 if masked else 0 < len(long.ids) <= 24
     (exact,) = write._forward({"batch": [batch]}, max_new_tokens=3, min_new_tokens=3)["batch"]
@@ -174,8 +174,8 @@ def test_a_chat_ends_where_the_answer_ends() -> None:
     # where the end of a text stands in for a BOS that the tokenizer lacks, the template alone says how a chat begins
     middle = write.tokenizer.convert_tokens_to_ids("<fim_middle>")
     write.tokenizer.chat_template = "<fim_middle>{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert [write.preprocess({"prompt": one})["head"] for one in (chat, "We")] == [middle, write.route.specials.bos]
-    assert write.preprocess({"prompt": chat})["ids"] == write.preprocess({"prompt": "We the People"})["ids"]
+    assert [write.preprocess(one)["head"] for one in (chat, "We")] == [middle, write.route.specials.bos]
+    assert write.preprocess(chat)["ids"] == write.preprocess("We the People")["ids"]
     write(chat, max_new_tokens=4)
     model, fill = writer("causal, byte fallback").model, filler("causal, byte fallback")
     old, model.generation_config.eos_token_id = model.generation_config.eos_token_id, [2, 70]
@@ -187,11 +187,16 @@ def test_a_chat_ends_where_the_answer_ends() -> None:
 @pytest.mark.parametrize(
     ("path", "prompt", "options", "message"),
     [
-        ("sentinels", "We", {"max_new_tokens": 0}, "max_new_tokens 0 leaves no room for text"),
+        ("sentinels", "We", {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1; got 0"),
         ("causal, bytes", "We", {"min_new_tokens": 2}, "min_new_tokens 2 below max_new_tokens 24 cannot be kept"),
         ("masked, bytes", "We the " * 200, {}, r"the prompt has \d+ tokens, the model reads 256"),
         ("rewriting", [{"role": "user", "content": "a"}], {}, "the tokenizer has no chat template"),
-        ("masked, WordPiece", "We", {"num_return_sequences": 0}, "num_return_sequences 0 is not positive"),
+        (
+            "masked, WordPiece",
+            "We",
+            {"num_return_sequences": 0},
+            "num_return_sequences must be a whole number of at least 1; got 0",
+        ),
     ],
 )
 def test_bad_input(path: str, prompt: Any, options: dict, message: str) -> None:

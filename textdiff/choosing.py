@@ -16,8 +16,9 @@ from torch import Tensor
 
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import Denoiser
+from textdiff.denoiser.shared import counting
 from textdiff.drawing import draw_tokens
-from textdiff.filling import Filled, Infill, Page, counting
+from textdiff.filling import Filled, Infill, Page
 from textdiff.gaps import Gap
 from textdiff.keys import Key
 from textdiff.posterior import Decode
@@ -49,7 +50,7 @@ def choose(
     found = _fitting(page, tokenizer, specials, denoiser.longest)
     if not found:
         return None
-    with counting(denoiser) as calls:
+    with counting(denoiser.model) as calls:
         nats, _ = measure([x0 for _, x0 in found], denoiser, process, specials, kind, 1, seed, FEW)
     law = (-nats).log_softmax(0)
     u = Key(Key.of(seed, samples).state ^ found[0][1].codes()).uniform(1)[:, 0]

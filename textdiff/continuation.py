@@ -6,6 +6,7 @@ How long the text becomes is decided in the first step and not again, so a limit
 was written there can be masked and written anew, it is never deleted.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,11 @@ class Written:
     def score(self) -> float:
         """log q of the words, given how many there are."""
         return sum(self.scores)
+
+    @property
+    def per_token(self) -> float:
+        """The score for each word; minus infinity where there is none."""
+        return self.score / len(self.ids) if self.ids else -math.inf
 
 
 @dataclass(frozen=True)
@@ -81,21 +87,23 @@ def write(
     """
     x = start_state(prompts, size, specials, denoiser.longest, heads)
     key = Key(Key.of(seed, torch.tensor(list(numbers or [0] * len(prompts)))).state ^ x.codes())
+    denoiser = denoiser.session()
     device = denoiser.home
     x, key = x.to(device), key.to(device)
     decode = decode or Decode()
     decode = replace(
         decode, longest=denoiser.longest, max_gap=size.high, constraints=(Constraint(size.low, size.high),)
     )
-    with torch.inference_mode():
-        x = process.prior(denoiser.open(x, decode, key.fold(OPEN)), key.fold(PRIOR))
+    with denoiser.lock, torch.inference_mode():
+        opened = denoiser.open(x, decode, key.fold(OPEN))
+        x = process.prior(opened, key.fold(PRIOR))
     if not size.known:  # a corruption makes markers of its own
         x = x.with_(slot=torch.where(x.ids == specials.gap, 1, x.slot))
     begins = [len(prompt) + 1 for prompt in prompts]
     drafts = [Written([], []) for _ in prompts]
-    turns = clocks(x, specials, steps, rule, denoiser.joint)
+    turns = clocks(opened, specials, steps, rule, denoiser.joint)
     for step in sample(_Settled(denoiser), process, x, steps=turns, rule=rule, decode=decode, key=key, stop=stop):
-        with torch.inference_mode():
+        with denoiser.lock, torch.inference_mode():
             x0 = (step.draw.drawn() if whole else step.draw).x0.to("cpu")
         for place, (row, end) in enumerate(zip(step.rows.tolist(), x0.valid.sum(1).tolist(), strict=True)):
             part = slice(begins[row], end - len(specials.tail))
@@ -143,6 +151,10 @@ class _Settled(Denoiser):
 
     def open(self, x: Any, decode: Decode, key: Key) -> Any:
         return self.denoiser.open(x, decode, key)
+
+    @property
+    def lock(self) -> Any:
+        return self.denoiser.lock
 
     @property
     def longest(self) -> int | None:

@@ -23,6 +23,7 @@ from textdiff.rules import Rule, posterior
 from textdiff.sampler import Stop, finished, never, sample
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens, in_order
+from textdiff.validation import check_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,20 +88,20 @@ def refine(
     seed: int = 0,
     samples: int = 1,
     stop: Stop = never,
+    first: int = 0,
 ) -> list[list[Infill]]:
-    """Rewrite every text `samples` times from noise level t in (0, 1].
+    """Rewrite every text `samples` times from noise level t in (0, 1], samples numbered from `first` on.
 
     keep: for each text the spans (start, end) of characters that stay as they are. A result's `gaps` are the stretches
     between them, as they are now. ValueError for a t or spans that cannot be, and for texts longer than the model reads.
     """
-    if not 0 < t <= 1:
-        raise ValueError(f"t {t} is not in (0, 1]; small t changes little, 1 forgets the draft")
+    check_number("t", t, above=0, most=1)
     parts = [split(text, spans) for text, spans in zip(texts, keep or [()] * len(texts), strict=True)]
     pages = [[stretch if kept else Gap() for stretch, kept in part] for part in parts]
     drafts = [_row(part, page, tokenizer) for part, page in zip(parts, pages, strict=True)]
     x0 = _batch(drafts, specials)
     rows = torch.arange(len(texts)).repeat_interleave(samples)
-    key = Key(Key.of(seed, torch.arange(samples).repeat(len(texts))).state ^ x0.codes()[rows])
+    key = Key(Key.of(seed, torch.arange(first, first + samples).repeat(len(texts))).state ^ x0.codes()[rows])
     device = denoiser.home
     x0, key = x0[rows].to(device), key.to(device)
     times = torch.full((len(key),), t, dtype=torch.float64, device=device)
@@ -108,9 +109,9 @@ def refine(
     check_size(x if isinstance(x, Tokens) else x0, denoiser)
     decode = replace(decode or Decode(), longest=denoiser.longest)
     turns = clocks(x if isinstance(x, Tokens) else x0, specials, steps, rule, denoiser.joint)
-    run = sample(denoiser, process, x, steps=turns, stop=stop, rule=rule, decode=decode, key=key, start=t)
+    run = sample(denoiser.session(), process, x, steps=turns, stop=stop, rule=rule, decode=decode, key=key, start=t)
     x0 = in_order(list(finished(run)), specials.pad)
-    return read_results(pages, x0, rows, tokenizer)
+    return [[replace(r, merit=r.per_token) for r in found] for found in read_results(pages, x0, rows, tokenizer)]
 
 
 def _row(

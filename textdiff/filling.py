@@ -4,8 +4,8 @@ What the user wrote becomes fixed tokens and is copied into the result, never de
 which nothing is asked is one marker; a gap of exactly n tokens is n masks; any other is a marker under a constraint.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ from textdiff.asked import constraint_of
 from textdiff.clocks import Steps, clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import device_of
+from textdiff.denoiser.shared import counting
 from textdiff.gaps import TOUCHING, Gap, Parts, check, place, tidy
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
 from textdiff.sampler import Stop, finished, never, sample
-from textdiff.selecting import SELECTS
+from textdiff.selecting import SELECTS, Select
 from textdiff.spelling import lead_of, pieces, read_gap
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
@@ -56,13 +57,21 @@ class Filled:
 class Infill:
     """A filled text, its gaps in order, and the sum of their scores.
 
-    calls: how often the model was run until this text was filled; of several candidates, until all of them were.
+    calls: how often the model was run until this text was filled; of several candidates, until all of them were. merit: what
+    fillings of one text are compared by, more is better: `per_token`, or what `select` says of the best candidate.
     """
 
     text: str
     gaps: list[Filled]
     score: float
     calls: int = 0
+    merit: float = 0.0
+
+    @property
+    def per_token(self) -> float:
+        """The score for each token that was written; minus infinity where none was."""
+        written = sum(len(gap.tokens) for gap in self.gaps)
+        return self.score / written if written else -math.inf
 
 
 # ids, fixed, counted, sealed, slot: what a token of the start state is
@@ -207,12 +216,15 @@ def infill(
     candidates: int = 1,
     select: str = "fluent",
     stop: Stop = never,
+    first: int = 0,
 ) -> list[list[Infill]]:
     """Fill every text `samples` times, jointly over its gaps. Text i's samples do not depend on what else is in the batch.
 
     steps: turns of the loop; None for one per open token, so that each is drawn in sight of all others drawn before; "auto"
     chooses (`clocks`). candidates: each sample is the best of as many, by `select` (`selecting.SELECTS`).
-    stop: which rows end before their time (`sampler.Stop`).
+    stop: which rows end before their time (`sampler.Stop`). first: the number of the first sample; under one seed samples of
+    different numbers are independent.
+    Past `decode.deadline` each sample is the best of the candidates that are finished, and one is finished for each.
     ValueError for a text that is longer than the model reads; none grows beyond that.
     """
     pages = [t if isinstance(t, Page) else prepare(t, tokenizer, specials, longest=denoiser.longest) for t in texts]
@@ -220,68 +232,105 @@ def infill(
     drawn = samples * candidates
     rows = torch.arange(len(pages)).repeat_interleave(drawn)
     # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch
-    key = Key(Key.of(seed, torch.arange(drawn).repeat(len(pages))).state ^ start.codes()[rows])
+    numbers = torch.arange(first * candidates, first * candidates + drawn)
+    key = Key(Key.of(seed, numbers.repeat(len(pages))).state ^ start.codes()[rows])
     device = denoiser.home
     x, key = start[rows].to(device), key.to(device)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
-    done: list[tuple[list[int], Tokens, int]] = []
-    choice, spent = SELECTS[select], torch.zeros(len(pages) * samples, dtype=torch.int64)
-    notes: list[Any] = [None] * len(rows)
-    with counting(denoiser) as calls, torch.inference_mode():
-        x = denoiser.open(x, decode, key.fold(OPEN))
+    denoiser, choice, filled = denoiser.session(), SELECTS[select], _Filled(len(rows), candidates)
+    with counting(denoiser.model) as calls, torch.inference_mode():
+        with denoiser.lock:
+            x = denoiser.open(x, decode, key.fold(OPEN))
         opening = calls[0]
         turns = clocks(x, specials, steps, rule, denoiser.joint)
-        for mine in portions(x, device_of(denoiser)):
+        for portion in portions(x, device_of(denoiser)):
+            mine = filled.needed(portion) if decode.expired else portion
+            if not len(mine):
+                continue
             calls[0] = opening
             now = process.prior(narrowed(x[mine], specials), key[mine].fold(PRIOR))
             run = sample(denoiser, process, now, steps=turns[mine], rule=rule, decode=decode, key=key[mine], stop=stop)
-            for number, x0 in finished(run):
-                noted = choice.note(denoiser, x0) if candidates > 1 else [None] * len(number)
-                for row, note in zip(mine[number].tolist(), noted, strict=True):
-                    notes[row] = note
-                done.append((mine[number].tolist(), x0, calls[0]))
-            spent[(mine // candidates).unique().cpu()] += calls[0] - opening
-    best = _best(notes, candidates, choice.best)
-    found = _found(done, {*best}, pages, rows, tokenizer)
-    if candidates > 1:
-        found = {row: replace(one, calls=opening + int(spent[row // candidates])) for row, one in found.items()}
-    return [[found[row] for row in best[begin : begin + samples]] for begin in range(0, len(best), samples)]
+            for ended, x0 in finished(run):
+                filled.add(mine[ended].tolist(), x0, calls[0])
+                if candidates > 1 and not decode.expired:
+                    with denoiser.lock:
+                        filled.compare(mine[ended].tolist(), choice.note(denoiser, x0))
+            filled.spend(mine, calls[0] - opening)
+    results = filled.results(choice, opening, pages, rows, tokenizer)
+    return [results[begin : begin + samples] for begin in range(0, len(results), samples)]
 
 
-def _best(notes: list[Any], candidates: int, best: Callable[[list[Any]], int]) -> list[int]:
-    """The row of the best of every so many candidates, which follow each other."""
-    if candidates == 1:
-        return [*range(len(notes))]
-    return [begin + best(notes[begin : begin + candidates]) for begin in range(0, len(notes), candidates)]
+class _Filled:
+    """The rows of a batch as they come to their end: which are finished, by what they compare, what each cost."""
 
+    def __init__(self, rows: int, candidates: int) -> None:
+        self.candidates = candidates
+        self.parts: list[tuple[list[int], Tokens]] = []
+        self.ended: dict[int, int] = {}  # the calls until each row was finished
+        self.notes: list[Any] = [None] * rows
+        self.spent = [0] * (rows // candidates)
 
-def _found(
-    done: list[tuple[list[int], Tokens, int]], wanted: set[int], pages: Sequence[Page], rows: Tensor,
-    tokenizer: "PreTrainedTokenizerBase",
-) -> dict[int, Infill]:  # fmt: skip
-    """What the wanted rows say; of the others nothing is read."""
-    found: dict[int, Infill] = {}
-    for numbers, x0, calls in done:
-        here = [k for k, number in enumerate(numbers) if number in wanted]
-        chosen = torch.tensor([numbers[k] for k in here], dtype=torch.int64)
-        read = _read(pages, x0[torch.tensor(here, dtype=torch.int64, device=x0.ids.device)], rows[chosen], tokenizer)
-        found |= {row: replace(one, calls=calls) for row, one in zip(chosen.tolist(), read, strict=True)}
-    return found
+    def needed(self, rows: Tensor) -> Tensor:
+        """One row for each sample that has none yet."""
+        have = {row // self.candidates for row in self.ended}
+        firsts = {row // self.candidates: row for row in reversed(rows.tolist())}
+        return torch.tensor([row for number, row in firsts.items() if number not in have], dtype=rows.dtype)
 
+    def add(self, rows: list[int], x0: Tokens, calls: int) -> None:
+        """Finished rows and their texts."""
+        self.parts.append((rows, x0))
+        self.ended |= dict.fromkeys(rows, calls)
 
-@contextmanager
-def counting(denoiser: "Denoiser") -> Iterator[list[int]]:
-    """A list with one number: how often the body of the model has run meanwhile."""
-    calls = [0]
+    def compare(self, rows: list[int], notes: list[Any]) -> None:
+        """What finished rows are compared by."""
+        for row, note in zip(rows, notes, strict=True):
+            self.notes[row] = note
 
-    def count(module: Any, args: Any) -> None:
-        calls[0] += 1
+    def spend(self, rows: Tensor, calls: int) -> None:
+        """Calls that were made for rows together."""
+        for number in (rows // self.candidates).unique().tolist():
+            self.spent[number] += calls
 
-    handle = denoiser.model.base_model.register_forward_pre_hook(count)
-    try:
-        yield calls
-    finally:
-        handle.remove()
+    def calls(self, row: int, opening: int) -> int:
+        """Of one row; of several candidates all of them, since none is given before they are compared."""
+        return self.ended[row] if self.candidates == 1 else opening + self.spent[row // self.candidates]
+
+    def best(self, choice: Select) -> list[tuple[int, float]]:
+        """Of each sample the row of the best candidate, among those that are finished and noted, and its merit."""
+        result = []
+        for begin in range(0, len(self.notes), self.candidates):
+            rows = [row for row in range(begin, begin + self.candidates) if row in self.ended]
+            noted = [row for row in rows if self.notes[row] is not None]
+            merits = choice.merits([self.notes[row] for row in noted])
+            result.append(max(zip(noted, merits, strict=True), key=lambda pair: pair[1], default=(rows[0], -math.inf)))
+        return result
+
+    def results(
+        self, choice: Select, opening: int, pages: Sequence[Page], owners: Tensor, tokenizer: "PreTrainedTokenizerBase"
+    ) -> list[Infill]:
+        """The best candidate of each sample, with its merit and what it cost; `opening` calls were made for all."""
+        best = self.best(choice)
+        texts = self.read([row for row, _ in best], pages, owners, tokenizer)
+        return [
+            replace(
+                texts[row],
+                merit=texts[row].per_token if self.candidates == 1 else merit,
+                calls=self.calls(row, opening),
+            )
+            for row, merit in best
+        ]
+
+    def read(
+        self, wanted: list[int], pages: Sequence[Page], owners: Tensor, tokenizer: "PreTrainedTokenizerBase"
+    ) -> dict[int, Infill]:
+        """What the wanted rows say; of the others nothing is read. owners: (rows,) the page of each."""
+        texts: dict[int, Infill] = {}
+        for rows, x0 in self.parts:
+            here = [place for place, row in enumerate(rows) if row in {*wanted}]
+            chosen = torch.tensor([rows[place] for place in here], dtype=torch.int64)
+            part = x0[torch.tensor(here, dtype=torch.int64, device=x0.ids.device)]
+            texts |= dict(zip(chosen.tolist(), _read(pages, part, owners[chosen], tokenizer), strict=True))
+        return texts
 
 
 def _read(pages: Sequence[Page], x0: Tokens, rows: Tensor, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Infill]:

@@ -11,7 +11,6 @@ Only models that inherit GenerationMixin have `generate`: causal and encoder-dec
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file
 from textdiff.continuation import Size, Written, write
+from textdiff.denoiser.shared import counting, lock_of
 from textdiff.posterior import Decode
 from textdiff.rulebook import rule_of
 from textdiff.tokenizer import load_tokenizer
@@ -86,7 +86,7 @@ def generate(
     }
     if streamer is not None:
         streamer.put(prompt.cpu())
-    with _counted(model) as calls:
+    with lock_of(model), counting(model) as calls:
         final = _run(
             model, texts, prompt, mask, _size(config, input_ids, texts.config), wanted, stopping_criteria, streamer
         )
@@ -234,18 +234,3 @@ def _until(prompt: Tensor, written: Written, criteria: Sequence[Any]) -> Written
         if any(bool(torch.as_tensor(criterion(text, None)).all()) for criterion in criteria):
             return replace(written, ids=written.ids[:count], scores=written.scores[:count])
     return written
-
-
-@contextmanager
-def _counted(model: Any) -> Iterator[list[int]]:
-    """How often the model is called."""
-    calls = [0]
-
-    def count(module: Any, args: Any, kwargs: Any) -> None:
-        calls[0] += 1
-
-    handle = model.base_model.register_forward_pre_hook(count, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()

@@ -1,5 +1,7 @@
 """x0_hat ~ q(x0 | xt): what a denoiser returns, and how a guess is drawn from it."""
 
+import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from textdiff.constraints import Constraint
 from textdiff.keys import Key
+from textdiff.validation import check_integer, check_number
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # transformers' LogitsProcessor: (ids (S, n), scores (S, V)) -> scores
 Measure = Callable[[Tensor], Tensor]  # (S, V) logits -> (S,): the larger, the sooner a place is revealed
@@ -89,6 +92,8 @@ class Decode:
     max_calls: how many texts with gaps may be tried, for each text, to find out how long its gaps are.
     min_p: words less probable than this share of the most probable one are left out; 0 keeps all.
     banned: ids that are never written.
+    deadline: the time.monotonic() from which no more time is spent: open words are drawn at once from what was last read,
+        and gaps that may end do. Infinity for none.
     """
 
     temperature: float = 1.0
@@ -101,20 +106,25 @@ class Decode:
     max_calls: int = 32
     min_p: float = 0.0
     banned: tuple[int, ...] = ()
+    deadline: float = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
-                f"temperature {self.temperature} is not a number from 0 on; 1 draws from the model as it is"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p {self.min_p} is not in [0, 1]; 0 keeps every token, 1 the most probable one")
-        if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} is negative; 0 keeps every token")
-        if self.max_gap < 1:
-            raise ValueError(f"max_gap {self.max_gap} leaves no room for text; give 1 or more")
+        check_number("temperature", self.temperature, least=0)
+        check_number("top_p", self.top_p, above=0, most=1)
+        check_number("min_p", self.min_p, least=0, most=1)
+        check_integer("top_k", self.top_k, least=0)
+        check_integer("max_gap", self.max_gap, least=1)
+        check_integer("max_calls", self.max_calls, least=1)
+
+    @classmethod
+    def within(cls, seconds: float | None) -> float:
+        """Return the deadline so many seconds from now; None for no deadline. ValueError for no time at all."""
+        return math.inf if seconds is None else time.monotonic() + check_number("max_time", seconds, above=0)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the deadline has passed."""
+        return time.monotonic() >= self.deadline
 
     @property
     def truncates(self) -> bool:

@@ -1,6 +1,5 @@
 """The one loop: x0_hat ~ q(x0 | xt), then x_s = F_s(x0_hat, eps'), corrupted a little less (kexue.fm archives 9262)."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,19 +20,6 @@ Stop = Callable[[State, Tensor], Tensor]
 def never(x: State, t: Tensor) -> Tensor:
     """No row is ended before its time."""
     return torch.zeros_like(t, dtype=torch.bool)
-
-
-def after(seconds: float) -> Stop:
-    """All rows are ended when so many seconds have passed from now on. ValueError for no time at all."""
-    if not seconds > 0:
-        raise ValueError(f"max_time {seconds} is no time; give a number of seconds above 0")
-    end = time.monotonic() + seconds
-    return lambda x, t: torch.full_like(t, time.monotonic() >= end, dtype=torch.bool)
-
-
-def either(*stops: Stop) -> Stop:
-    """Rows are ended by any of these."""
-    return lambda x, t: torch.stack([stop(x, t) for stop in stops]).any(0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +54,7 @@ def sample(
     x is any legitimate state at that time: at 1 the prior, or a text whose fixed tokens are the user's; below 1 a draft
     corrupted so far. steps: how many, or of each row how many (B,); infinity steps from one moment of change to the next.
     `key` has a row per row of x, and a row's result is the same whatever it is batched with. stop: which rows are to be
-    ended (see `Stop`), asked before every step.
+    ended (see `Stop`), asked before every step. Past `decode.deadline` all rows are.
 
     A step in which a row would not change is not taken (`Rule.when`), and words that a step does not show are not drawn: the
     model is called for a row at its moments of change alone. ValueError for fewer than one step, a start outside (0, 1],
@@ -79,8 +65,10 @@ def sample(
     rows = torch.arange(len(key), device=key.device)
     decode = decode or Decode()
     while len(rows):
-        with torch.inference_mode():  # not while the caller has the step: whoever drops the loop would keep the mode
-            ahead = clock.to(torch.where(stop(x, clock.t), 0.0, when(process, x, clock.t)))
+        # neither while the caller has the step: whoever drops the loop would keep them
+        with denoiser.lock, torch.inference_mode():
+            ended = stop(x, clock.t) | decode.expired
+            ahead = clock.to(torch.where(ended, 0.0, when(process, x, clock.t)))
             turn = key.fold(2 * (ahead.number - 1)), key.fold(2 * (ahead.number - 1) + 1)
             draw = denoiser(x, clock.t).draft(decode, turn[0])
             noise = rule(process, x, draw, clock.t, ahead.t, turn[1])

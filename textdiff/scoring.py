@@ -233,7 +233,7 @@ def measure(
     if draws < 2 and not exact:
         raise ValueError(f"draws {draws} cannot tell an error; give 2 or more")
     draws = 1 if exact else draws
-    udm, device = UDM(process, denoiser), next(denoiser.parameters()).device
+    udm, device = UDM(process, denoiser.session()), next(denoiser.parameters()).device
     values = torch.zeros(len(rows) * draws, dtype=torch.float64)
     # shortest first, so that little is padded; the noise is that of the text and the draw, not of the batch
     order = sorted(range(len(values)), key=lambda place: rows[place // draws].ids.shape[1])
@@ -243,7 +243,8 @@ def measure(
         mine, order = order[:here], order[here:]
         x0 = concatenate([rows[place // draws] for place in mine], specials.pad)
         key = Key(Key.of(seed, torch.tensor([place % draws for place in mine])).state ^ x0.codes())
-        values[mine] = udm.bound(x0.to(device), key.to(device)).cpu()
+        with denoiser.lock:
+            values[mine] = udm.bound(x0.to(device), key.to(device)).cpu()
     values = values.view(len(rows), draws)
     spread = values - values.mean(1, keepdim=True)
     return values.mean(1), spread.square().sum(1) / max(draws - 1, 1) / draws

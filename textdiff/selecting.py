@@ -11,14 +11,10 @@ from textdiff.tokens import Tokens
 
 @dataclass(frozen=True)
 class Select:
-    """note: what is noted of finished texts x0 (N, L), one each. best: the place of the best one, by these notes."""
+    """note: what is noted of finished texts x0 (N, L), one each. merits: a figure for each note, more is better."""
 
     note: Callable[[Denoiser, Tokens], list[Any]]
-    best: Callable[[list[Any]], int]
-
-
-def _largest(notes: list[float]) -> int:
-    return max(range(len(notes)), key=notes.__getitem__)
+    merits: Callable[[list[Any]], list[float]] = list
 
 
 def _likelihood(denoiser: Denoiser, x0: Tokens) -> list[float]:
@@ -36,8 +32,8 @@ def _words(denoiser: Denoiser, x0: Tokens) -> "list[Counter[Any]]":
     return notes
 
 
-def _central(notes: "list[Counter[Any]]") -> int:
-    return _largest([sum(_alike(one, other) for other in notes) for one in notes])
+def _centrality(notes: "list[Counter[Any]]") -> list[float]:
+    return [sum(_alike(one, other) for other in notes) for one in notes]
 
 
 def _alike(one: "Counter[Any]", other: "Counter[Any]") -> float:
@@ -47,9 +43,9 @@ def _alike(one: "Counter[Any]", other: "Counter[Any]") -> float:
 
 
 SELECTS = {
-    "fluent": Select(lambda denoiser, x0: denoiser.fluency(x0).tolist(), _largest),
-    "likely": Select(_likelihood, _largest),
-    "mbr": Select(_words, _central),
+    "fluent": Select(lambda denoiser, x0: denoiser.fluency(x0).tolist()),
+    "likely": Select(_likelihood),
+    "mbr": Select(_words, _centrality),
 }
 """fluent: `Denoiser.fluency`. likely: the sum of the log-probabilities with which words were drawn; it prefers short ones.
 mbr: minimum Bayes risk, the filling that has most in common with all others by F1 of words and pairs of words (Kumar and

@@ -10,6 +10,8 @@ read, and [END] stands where the text ends.
 Encoder-decoder models read xt with the encoder, and [FILL] opens every gap, as T5's sentinels do.
 """
 
+import copy
+import math
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.causal import Causal
+from textdiff.denoiser.deadline import shortened
 from textdiff.denoiser.head import logits_at, piece
 from textdiff.denoiser.lengths import LengthFirst, possible
 from textdiff.denoiser.memory import cache_name
@@ -24,7 +27,8 @@ from textdiff.denoiser.prefix import Prefixes
 from textdiff.denoiser.reader import Going, Reader, everyone, run_starts
 from textdiff.denoiser.words import one_by_one, own
 from textdiff.drawing import draw_tokens
-from textdiff.posterior import Decode, Posterior
+from textdiff.keys import Key
+from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.tokens import Specials, Tokens
 
 NEAR, BREVITY = 3, 0.1  # words after a gap, and a filling's sum beside its mean: what fillings are compared by (LOG.md)
@@ -53,6 +57,12 @@ class Autoregressive(Denoiser):
         self.prefixes.forget()
         super().train(mode)
         return self
+
+    def session(self) -> "Autoregressive":
+        """See `Denoiser.session`: what it has read is its own."""
+        other = copy.copy(self)
+        other.prefixes = Prefixes(self.model)
+        return other
 
     @property
     def reader(self) -> Reader:
@@ -106,6 +116,7 @@ class _AutoregressivePosterior(LengthFirst):
     def __init__(self, denoiser: Autoregressive, xt: Tokens) -> None:
         super().__init__(xt, denoiser.specials)
         self.denoiser, self.reader = denoiser, denoiser.reader
+        self.late = torch.zeros_like(xt.fixed)  # of the texts last written, what the deadline left no time for
 
     def ask(self, x: Tokens, where: Tensor) -> Tensor:
         one, alike = x.distinct()  # of one text filled many times the lengths are asked for once
@@ -114,23 +125,38 @@ class _AutoregressivePosterior(LengthFirst):
         number = torch.zeros_like(x.ids).masked_scatter(asked, torch.arange(len(logits)).to(x.ids))
         return logits[number[alike][where]]
 
+    def draft(self, decode: Decode, key: Key) -> Draw:
+        draw = super().draft(decode, key)
+        if decode.deadline == math.inf or draw.open is None or not self.unsized:
+            return draw
+        x0, where = draw.x0, draw.open
+        words, sure = self.write(x0, where, decode, key.fold(1).uniform(where.shape[1]))
+        x0 = x0.with_(ids=x0.ids.masked_scatter(where, words), score=x0.score.masked_scatter(where, sure))
+        draw = Draw(x0, draw.place, draw.log_prob.masked_scatter(where, sure))
+        return shortened(self.xt, draw, self.late, decode, self.specials) if bool(self.late.any()) else draw
+
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Every row writes its masks, one a turn; rows that are done leave."""
+        """Every row writes its masks, one a turn; rows that are done leave. Past the deadline the model is not called: the
+        words that are `late` come from the last logits."""
         count = mask.sum(1)
         rows = count.nonzero()[:, 0]
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : int(count.max())]
         ids, sure = x.ids.clone(), torch.zeros(mask.shape, device=mask.device)
+        self.late, said = torch.zeros_like(mask), torch.empty(0)
         going = self.reader.begin(x[rows], order.shape[1])
         for turn in range(order.shape[1]):
             left = (count[rows] > turn).nonzero()[:, 0]
             if len(left) <= len(rows) // 2:  # else it costs as much as it saves
                 going.keep(left)
-                rows = rows[left]
+                rows, said = rows[left], said[left] if turn else said
             column, now, live = order[rows, turn], x[rows], count[rows] > turn
             here = torch.arange(len(rows), device=rows.device)
             fed = self.reader.feed(now, ids[rows])[here, column]
-            logits = going.advance(fed, (column - 1).clamp_min(0))
-            logits = possible(logits, torch.zeros_like(live), self.specials)
+            if turn and decode.expired:
+                self.late[rows[live], column[live]] = True
+            else:
+                said = going.advance(fed, (column - 1).clamp_min(0))
+            logits = possible(said, torch.zeros_like(live), self.specials)
             scores = one_by_one(now, ids[rows], mask[rows], column, live, logits, decode, self.specials.pad)
             word, score = draw_tokens(scores, u[rows, column], decode)
             score = score if scores is logits else own(logits, word).float()

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from textdiff.denoiser.shared import lock_of
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.base import Process
@@ -39,6 +40,18 @@ class Denoiser(nn.Module, ABC):
     def fluency(self, x0: Any) -> Tensor:
         """(B,) how well whole texts read, in nats: what several fillings of one text are compared by, more is better."""
         raise ValueError("this model cannot compare whole texts, so it fills each once; leave candidates at 1")
+
+    def session(self) -> "Denoiser":
+        """Return a denoiser of the same model for one call, with a memory of its own where it has one.
+
+        What a call returns depends on neither the calls before it nor those of other threads.
+        """
+        return self
+
+    @property
+    def lock(self) -> Any:
+        """The lock of the model. Whoever runs the denoiser holds it, a step of the loop at a time."""
+        return lock_of(getattr(self, "model", self))
 
     @property
     def home(self) -> torch.device:

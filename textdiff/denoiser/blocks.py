@@ -9,6 +9,7 @@ their keys and values are kept (`memory`), exactly, so that a turn costs a block
 While it learns, x0 and xt are read in one call, one after the other: a block of xt sees itself, and x0 before it.
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -59,6 +60,12 @@ class Blocks(Denoiser):
         self.memory.forget()
         super().train(mode)
         return self
+
+    def session(self) -> "Blocks":
+        """See `Denoiser.session`: what it has read is its own."""
+        other = copy.copy(self)
+        other.memory = Memory(self.model)
+        return other
 
     def forward(self, xt: Tokens, t: Tensor) -> Posterior:
         return _BlocksPosterior(self, xt)

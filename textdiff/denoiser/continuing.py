@@ -227,12 +227,15 @@ class _Swarm:
         """One filled page of each text."""
         for gap in range(max(len(swarm[0].holes) for swarm in self.pages)):
             live = [row for row, swarm in enumerate(self.pages) if len(swarm[0].holes) > gap]
-            drafts = self._weigh(self._continue(live, gap))
+            drafts = self._continue(live, gap)
+            if not self.decode.expired:
+                drafts = self._weigh(drafts)
             u = self.key.fold(3 * gap + 1).uniform(self.count)
             for number, row in enumerate(live):
                 mine = drafts[number * self.count : (number + 1) * self.count]
                 self._keep(row, mine, u[row])
-            self._rest(live, gap)
+            if not self.decode.expired:
+                self._rest(live, gap)
         u = self.key.fold(2).uniform(1)
         return [
             swarm[_chosen(torch.tensor(self.weight[row], dtype=torch.float64), u[row], self.decode)[0]]
@@ -255,6 +258,12 @@ class _Swarm:
             logits = stream.logits[going].double()
             for k, sure in zip(going, self._first([drafts[k] for k in going], logits), strict=True):
                 drafts[k].cuts.append(sure)
+            late = self.decode.expired  # then nothing is fed, and whoever may end here or before does
+            if late:
+                stay = [place for place, k in enumerate(going) if max(drafts[k].cuts) == -torch.inf]
+                going, logits = [going[place] for place in stay], logits[stay]
+            if not going:
+                return drafts
             words = open_words([drafts[k].leash for k in going], self.text)
             more = words.any(1).nonzero()[:, 0]
             going, words, logits = [going[number] for number in more.tolist()], words[more], logits[more]
@@ -274,7 +283,8 @@ class _Swarm:
             after = pushed([drafts[k].leash for k in going], choice.ids.tolist())
             for k, leash in zip(going, after, strict=True):
                 drafts[k].leash = leash
-            stream.feed(fed)
+            if not late:
+                stream.feed(fed)
             turn += 1
 
     def _first(self, drafts: list[_Draft], logits: Tensor) -> list[float]:

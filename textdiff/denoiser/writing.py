@@ -131,7 +131,8 @@ def write(
 ) -> None:  # fmt: skip
     """Write the `gaps` of each page into it; `bridge` is fed before the words of a gap, but for the first, which was.
 
-    A gap ends with any of the tokens `ends`, or where it can hold no more; none is fed.
+    A gap ends with any of the tokens `ends`, or where it can hold no more; none is fed. Past the deadline nothing is fed at
+    all: gaps that may end do, and what the others need is drawn from the last logits.
     """
     decode = pages[0].decode
     dice = _Dice(key)
@@ -152,6 +153,12 @@ def write(
         if leash[row].full:
             close(row)
     while any(at[row] < gaps[row].stop for row in range(len(pages))):
+        late = decode.expired
+        for row in range(len(pages) if late else 0):
+            queue[row].clear()
+            while at[row] < gaps[row].stop and leash[row].may_end and not leash[row].known:
+                close(row)
+            queue[row].clear()
         asked = [row for row in range(len(pages)) if at[row] < gaps[row].stop and not queue[row]]
         if asked:
             mine = [leash[row] for row in asked]
@@ -167,7 +174,7 @@ def write(
                 queue[row].append(word)
                 if leash[row].full:
                     close(row)
-        if any(at[row] < gaps[row].stop for row in range(len(pages))):
+        if not late and any(at[row] < gaps[row].stop for row in range(len(pages))):
             stream.feed([tokens.pop(0) if tokens else None for tokens in queue])
 
 

@@ -1,84 +1,73 @@
 """`pipeline("text-diffusion")`: texts from a blank page, from a prompt, or as the answer in a chat."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, Pipeline
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.checkpoint import DiffusionConfig
 from textdiff.continuation import Size, Written, cut, settled, until, write
-from textdiff.pipelines.opened import Opened
-from textdiff.sampler import either
+from textdiff.pipelines.base import TextPipeline
+from textdiff.pipelines.chat import checked_chat, is_chat, render
+from textdiff.pipelines.options import SAMPLING, check_options, check_stops
+from textdiff.sequences import draw_different
 from textdiff.tokenizer import encode
+from textdiff.validation import check_text
 
 TASK = "text-diffusion"
-_DRAWING = ("temperature", "top_k", "top_p", "min_p")
-_WRITING = ("max_new_tokens", "min_new_tokens", "num_steps", "max_time", "rule", *_DRAWING, "seed")
-_OPTIONS = {*_WRITING, "num_return_sequences", "streamer", "stop_strings", "return_full_text"}
+_OPTIONS = (*SAMPLING, "max_new_tokens", "min_new_tokens", "streamer", "stop_strings", "return_full_text")
 
 
-class TextDiffusionPipeline(Pipeline):
+class TextDiffusionPipeline(TextPipeline):
     """Write on from prompts, by a textdiff checkpoint or by any masked, encoder-decoder or causal language model.
 
     Input: a prompt, "" for a blank page; a chat, a list of {"role", "content"}, where the tokenizer has a chat template; or
     a list of either. Options, at construction or at the call: max_new_tokens (the checkpoint's max_gap unless given, 24 for
     other models; exactly that many where the model keeps lengths, as masked ones do), min_new_tokens,
-    num_return_sequences, num_steps (also "auto", "inf"), max_time (seconds for a batch), rule, temperature, top_k, top_p,
-    min_p, seed, stop_strings (a text ends with the first of them, and is written no further once one is settled),
-    return_full_text (the prompt with it, as is usual), streamer (see `generation.generate`), batch_size.
+    num_return_sequences (how many different texts at most, the most probable first), num_steps (also "auto", "inf"),
+    max_time (seconds for a batch), rule, temperature, top_k, top_p, min_p, seed, stop_strings (a text ends with the first
+    of them, and is written no further once one is settled), return_full_text (the prompt with it, as is usual), streamer
+    (see `generation.generate`), on_error ("return" has {"error": ...} in the place of a prompt that fails), batch_size.
     Output per prompt: one dict per sequence, {"generated_text", "score"}, for a chat with the messages and the
     assistant's as generated_text; the score is the log-probability in nats of the words written, given how many there are.
     What a prompt spells is text, and comes back byte for byte. In a chat special tokens are the template's alone: a message
     that spells one is a ValueError.
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = True
-
-    def __init__(self, *args: Any, diffusion_config: DiffusionConfig | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.opened = Opened.of(self.model, self.tokenizer, diffusion_config)
-        route = self.route = self.opened.route
+    def _open(self, config: DiffusionConfig | None) -> None:
+        super()._open(config)
+        route = self.route
         self.tokenizer: Any = route.tokenizer
         self.tools: dict[str, Any] = {"denoiser": route.onward(), "process": route.process, "specials": route.specials}
 
-    def explain(self) -> str:
-        """Which way this model fills gaps, of which one at the end is what it writes, and why."""
-        return self.route.reason
+    def is_input(self, inputs: Any) -> bool:
+        """A string or a chat."""
+        return isinstance(inputs, str) or is_chat(inputs)
+
+    def size(self, prepared: dict[str, Any]) -> int:
+        """The tokens of the prompt."""
+        return len(prepared["ids"])
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        unknown = sorted(set(options) - _OPTIONS)
-        if unknown:
-            raise ValueError(f"unknown option {', '.join(unknown)}; there are {', '.join(sorted(_OPTIONS))}")
-        shown = {name: options.pop(name) for name in ("stop_strings", "return_full_text") if name in options}
-        return {}, options, shown
+        given = check_options(options, _OPTIONS)
+        before = {"on_error": given.pop("on_error")} if "on_error" in given else {}
+        after = {name: given[name] for name in ("stop_strings", "return_full_text") if name in given}
+        given.pop("return_full_text", None)
+        return before, given, after
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
-        """See the class. A list of prompts, or of chats, gives a list of results."""
-        alone = isinstance(inputs, str) or _is_chat(inputs) or not isinstance(inputs, Iterable)
-        prompts = [inputs] if alone else list(inputs)
-        if not prompts:
-            raise ValueError('no prompts to go on from; give at least one, "" for a blank page')
-        for prompt in prompts:
-            if not isinstance(prompt, str) and not _is_chat(prompt):
-                raise ValueError(f'{prompt!r} is no prompt; give a string, or messages with "role" and "content"')
-        results = super().__call__([{"prompt": prompt} for prompt in prompts], **options)
-        return results[0] if alone else results
-
-    def preprocess(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
-        prompt = inputs["prompt"]
+    def preprocess(self, inputs: Any, **options: Any) -> dict[str, Any]:
+        """Return the tokens of a prompt or of a chat. ValueError for what is neither."""
         bos = self.route.specials.bos
-        if not isinstance(prompt, str):
-            ids = self._chat(prompt)
+        if is_chat(inputs):
+            messages = checked_chat(inputs)
+            text = render(self.tokenizer, messages)
+            ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
             # a template says how a chat begins; a stand-in for the BOS that the tokenizer lacks does not
             own = ids[:1] == [bos] or (self._stands_in(bos) and len(ids) > 0)
-            return {"prompt": prompt, "head": ids[0] if own else bos, "ids": ids[1:] if own else ids}
+            return {"prompt": messages, "head": ids[0] if own else bos, "ids": ids[1:] if own else ids}
+        prompt = check_text('a prompt, or messages with "role" and "content",', inputs)
         # a word's space belongs to the word: the one that ends a prompt is the model's to write
         return {"prompt": prompt, "head": bos, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
 
@@ -87,42 +76,30 @@ class TextDiffusionPipeline(Pipeline):
         own = (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         return self.opened.checkpoint is None and bos < self.route.specials.size and bos not in own
 
-    def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The tokens of a chat by the tokenizer's template; a last message of the assistant is gone on with."""
-        if not self.tokenizer.chat_template:
-            raise ValueError("the tokenizer has no chat template; give a prompt as a string, or set chat_template")
-        for message in messages:
-            for token in self.tokenizer.added_tokens_decoder.values():
-                if token.special and str(token) in str(message["content"]):
-                    raise ValueError(
-                        f"a message spells the special token {str(token)!r}; a template cannot hold it as text"
-                    )
-        goes_on = messages[-1]["role"] == "assistant"
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=not goes_on,
-            continue_final_message=goes_on,
-            tokenize=False,
-        )
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
-
-    def get_iterator(
-        self, inputs: Any, num_workers: int, batch_size: int, preprocess_params: dict, forward_params: dict,
-        postprocess_params: dict,
-    ) -> Any:  # fmt: skip
-        """Prompts in batches of `batch_size`; they are padded in their own way, not by transformers."""
-        prepared = [self.preprocess(prompt, **preprocess_params) for prompt in inputs]
-        for begin in range(0, len(prepared), batch_size):
-            batch = prepared[begin : begin + batch_size]
-            for found in self.forward({"batch": batch}, **forward_params)["batch"]:
-                yield self.postprocess(found, **postprocess_params)
-
     def _forward(self, inputs: dict[str, Any], **options: Any) -> dict[str, Any]:
         batch, samples, streamer = inputs["batch"], options.get("num_return_sequences", 1), options.get("streamer")
         size, wanted = self._wanted(options)
-        prompts = [found["ids"] for found in batch for _ in range(samples)]
-        heads = [found["head"] for found in batch for _ in range(samples)]
-        numbers = [number for _ in batch for number in range(samples)]
+        decode = wanted["decode"]
+
+        def draw(places: list[int], first: int) -> list[list[Written]]:
+            prompts = [batch[place]["ids"] for place in places for _ in range(samples)]
+            heads = [batch[place]["head"] for place in places for _ in range(samples)]
+            numbers = [number for _ in places for number in range(first, first + samples)]
+            # who looks on sees the first draw; what is drawn again in place of copies is not shown
+            texts = self._written(prompts, heads, numbers, size, wanted, None if first else streamer)
+            return [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+
+        split = draw_different(
+            draw, len(batch), samples, name=lambda text: str(text.ids), merit=lambda text: text.per_token,
+            expired=lambda: decode.expired,
+        )  # fmt: skip
+        return {"batch": [prepared | {"written": written} for prepared, written in zip(batch, split, strict=True)]}
+
+    def _written(
+        self, prompts: list[list[int]], heads: list[int], numbers: list[int], size: Size, wanted: dict[str, Any],
+        streamer: Any,
+    ) -> list[Written]:  # fmt: skip
+        """The texts after the prompts, their drafts shown to the streamer."""
         if streamer is not None:
             streamer.put(self._padded(prompts))
         show = getattr(streamer, "put_draft", None)  # transformers' own capability check
@@ -133,37 +110,17 @@ class TextDiffusionPipeline(Pipeline):
         if streamer is not None:
             streamer.put(self._padded([text.ids for text in texts]))
             streamer.end()
-        split = [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
-        return {"batch": [found | {"written": written} for found, written in zip(batch, split, strict=True)]}
+        return texts
 
     def _wanted(self, options: dict[str, Any]) -> tuple[Size, dict[str, Any]]:
         """How much and how to write: what was asked for, and of the rest what the model's way of filling says."""
         route = self.route
         most = options.get("max_new_tokens", route.decode.max_gap)
         size = Size(most, options.get("min_new_tokens", 0), route.keeps_lengths)
-        wanted, drawn = self.opened.sampling(options, _DRAWING)
-        if strings := options.get("stop_strings"):
-            found = settled(self.tokenizer, route.specials, strings)
-            wanted["stop"] = either(wanted["stop"], found) if "stop" in wanted else found
-        return size, wanted | {"decode": replace(route.decode, **drawn)}
-
-    def score(self, texts: str | Sequence[str], **options: Any) -> Any:
-        """How likely texts are: for each {"nats", "error", "bits_per_byte", "tokens", "kind"}, see `scoring.score`.
-
-        Options: draws, window, seed. A list of texts gives a list.
-        """
-        return self.opened.score(texts, **options)
-
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """A complete checkpoint with its card (`hub.save`), also to the hub; of a stock model what transformers writes."""
-        if self.opened.checkpoint is None:
-            super().save_pretrained(save_directory, **options)
-        else:
-            self.opened.save(save_directory, options)
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the checkpoint to the hub (`hub.push`); returns the repository's address."""
-        return self.opened.push(repo_id, **options)
+        wanted = self.opened.sampling(options)
+        if strings := check_stops(options.get("stop_strings", ())):
+            wanted["stop"] = settled(self.tokenizer, route.specials, strings)
+        return size, wanted
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """(B, longest) int64, right-padded."""
@@ -174,10 +131,8 @@ class TextDiffusionPipeline(Pipeline):
     def postprocess(
         self, outputs: dict[str, Any], stop_strings: str | Sequence[str] = (), return_full_text: bool = True
     ) -> list[dict[str, Any]]:
-        stops = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
-        if "" in stops:
-            raise ValueError("a stop string is empty, and would stop before the first word; leave it out")
-        prompt, ids, results = outputs["prompt"], outputs["ids"], []
+        """Return the sequences of one prompt as plain data."""
+        stops, prompt, ids, results = check_stops(stop_strings), outputs["prompt"], outputs["ids"], []
         for written in outputs["written"]:
             text = until(self.tokenizer, ids, written, stops)
             score = cut(self.tokenizer, ids, written, text).score if stops else written.score
@@ -195,13 +150,6 @@ def _whole(prompt: str | Sequence[Mapping[str, str]], text: str) -> str | list[d
     if last["role"] == "assistant":
         return [*before, last | {"content": last["content"] + text}]
     return [*before, last, {"role": "assistant", "content": text}]
-
-
-def _is_chat(inputs: Any) -> bool:
-    """Messages, each with a role and a content."""
-    if not isinstance(inputs, Sequence) or isinstance(inputs, str) or not inputs:
-        return False
-    return all(isinstance(message, Mapping) and {"role", "content"} <= {*message} for message in inputs)
 
 
 # on import: `textdiff._register` imports this module as soon as transformers' pipelines are there

@@ -1,7 +1,7 @@
 """What the pipelines of texts have in common: a model's route, its scores, how it samples, and saving."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from textdiff.denoiser import Denoiser, Guided
 from textdiff.filling import Infill, Page
 from textdiff.gaps import Parts, parse
 from textdiff.hub import push, save
+from textdiff.pipelines.options import DRAWING, check_rule
 from textdiff.posterior import Decode
-from textdiff.rulebook import rule_of
-from textdiff.sampler import after
 from textdiff.scoring import rank, score, scorer
 from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route
 
+_DECODE = (*DRAWING, "max_gap", "max_calls")
 SAMPLED = 0.7  # the temperature of several sequences by a model whose default is the most probable one
 
 
@@ -76,25 +76,26 @@ class Opened:
     def _likelihood(self) -> Likelihood:
         return self.route.likelihood()
 
-    def sampling(self, options: dict[str, Any], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """steps, rule, seed, stop; and those of `names` that say how words are drawn: as asked for, else the route's own."""
-        route, samples = self.route, options.get("num_return_sequences", 1)
-        if samples < 1:
-            raise ValueError(f"num_return_sequences {samples} is not positive; 1 gives one text")
-        drawn: dict[str, Any] = {name: options[name] for name in names if name in options}
-        if samples > 1 and route.decode.temperature == 0:
+    def sampling(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return steps, rule, seed and decode: as the options ask, else the route's own. The time of max_time begins now."""
+        route = self.route
+        drawn = {name: options[name] for name in _DECODE if name in options}
+        if options.get("num_return_sequences", 1) > 1 and route.decode.temperature == 0:
             drawn = {"temperature": SAMPLED, **drawn}
-        wanted: dict[str, Any] = {
+        processors = tuple(options.get("logits_processor", ()))
+        deadline = Decode.within(options.get("max_time"))
+        return {
             "steps": steps_of(options.get("num_steps", route.steps)),
+            "rule": check_rule(options.get("rule", route.rule)),
             "seed": options.get("seed", 0),
+            "decode": replace(route.decode, **drawn, processors=processors, deadline=deadline),
         }
-        if (seconds := options.get("max_time")) is not None:
-            wanted["stop"] = after(seconds)
-        return wanted | {"rule": rule_of(options.get("rule", route.rule))}, drawn
 
     def denoiser(self, options: dict[str, Any]) -> Denoiser:
         """The route's denoiser, guided where that is asked for (`guided.Guided`)."""
         if (scale := options.get("guidance")) is None:
+            if "guidance_schedule" in options:
+                raise ValueError("guidance_schedule has no effect without guidance; give guidance=1.0, or leave it out")
             return self.route.denoiser
         return Guided.of(self.route.denoiser, scale, options.get("guidance_schedule", "constant"))
 
