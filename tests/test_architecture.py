@@ -35,6 +35,7 @@ LAYERS = (
         "limits",
         "sequences",
         "lora",
+        "manifest",
         "box",
         "_register",
     ),  # these need no module of ours

@@ -1,6 +1,7 @@
 """Checkpoints for others: complete folders with their card, and the hub, of which only the calls are looked at."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,7 +136,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 def test_push(hub: list, folders: dict, tmp_path: Path) -> None:
     """The repository is made, then everything is uploaded with a card of the full name; nothing stays behind."""
-    address = push(load(folders["autoregressive"]), "model", private=True, token="t", commit_message="First")
+    address = push(
+        partial(save, load(folders["autoregressive"])), "model", private=True, token="t", commit_message="First"
+    )
     assert address == "https://hub/me/model"
     assert [name for name, _ in hub] == ["token", "create", "upload"] and hub[0][1] == {"token": "t"}
     assert hub[1][1] == {"repo_id": "model", "private": True, "exist_ok": True}
@@ -158,7 +161,7 @@ def test_pipelines_push(hub: list, folders: dict, tmp_path: Path) -> None:
 
 def test_bad_input(hub: list, folders: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'a/b/c' is no name of a repository; write NAME or USER/NAME"):
-        push(load(folders["parallel"]), "a/b/c")
+        push(partial(save, load(folders["parallel"])), "a/b/c")
     with pytest.raises(ValueError, match="unknown option colour"):
         pipeline("text-diffusion", model=str(folders["parallel"])).save_pretrained(tmp_path / "x", colour=1)
     assert hub == []

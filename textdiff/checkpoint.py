@@ -4,9 +4,6 @@ Weights are safetensors, never pickle; no code is loaded from a checkpoint.
 """
 
 import json
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from textdiff.denoiser import Autoregressive, Denoiser
 from textdiff.denoiser.reach import need_blocks
 from textdiff.leak import need_bidirectional, need_causal
-from textdiff.loading import from_pretrained
+from textdiff.loading import from_pretrained, need_finite
 from textdiff.lora import merged
+from textdiff.manifest import CARD, verify_folder, write_folder
 from textdiff.posterior import Decode
 from textdiff.process import Process
 from textdiff.rulebook import rule_of
@@ -76,18 +74,6 @@ def read_values(config: type, path: Path, kind: str) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{path} has unknown keys {', '.join(unknown)}; remove them")
     return values
-
-
-def replace_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """The files that `write` writes to a folder, in `path`, each replaced whole or not at all; others stay."""
-    path.mkdir(parents=True, exist_ok=True)
-    part = path / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    write(part)
-    for file in sorted(part.iterdir()):
-        os.replace(file, path / file.name)
-    part.rmdir()
 
 
 @dataclass
@@ -225,21 +211,26 @@ class Checkpoint:
             "specials": ids,
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write the checkpoint; other files of the folder stay. Each file is replaced whole or not at all."""
+    def save(self, path: str | Path, *, aside: bool = False) -> None:
+        """Write the checkpoint (`manifest.write_folder`); other files of the folder stay."""
 
         def write(part: Path) -> None:
-            merged(self.model).save_pretrained(part)
-            self.tokenizer.save_pretrained(part)
-            _plain(part / "tokenizer_config.json")
+            write_stock(self.model, self.tokenizer, part)
             self.config.write(part / CONFIG_NAME)
-            (part / "README.md").write_text(self.card, encoding="utf-8")
+            (part / CARD).write_text(self.card, encoding="utf-8")
 
-        replace_whole(Path(path), write)
+        write_folder(path, write, aside=aside)
 
 
 def _embeddings(model: Any) -> Any:
     return None if model is None else model.get_input_embeddings()
+
+
+def write_stock(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a stock model, with its adapters merged, and its tokenizer, as plain transformers opens them."""
+    merged(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _plain(folder / "tokenizer_config.json")
 
 
 def _plain(path: Path) -> None:
@@ -250,7 +241,9 @@ def _plain(path: Path) -> None:
 
 def load(path: str | Path) -> Checkpoint:
     """Open a checkpoint, a folder or a hub name. ValueError with the remedy where it is none, or is damaged."""
-    config = DiffusionConfig.read(config_file(path))
+    file = config_file(path)
+    verify_folder(file.parent)
+    config = DiffusionConfig.read(file)
     try:
         model, notes = open_model(path, config)
         tokenizer = load_tokenizer(path)
@@ -259,6 +252,7 @@ def load(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} is cut short or damaged ({reason}); copy it again, or train again") from error
     if notes["missing_keys"]:
         raise ValueError(f"{path} lacks weights, such as {min(notes['missing_keys'])}; copy it again, or train again")
+    need_finite(model)
     probe(model, config)
     return Checkpoint(model.eval(), tokenizer, config)
 

@@ -5,7 +5,7 @@ to trust it; instead the weights are a stock model, which plain transformers ope
 package reads `diffusion_config.json`. So `trust_remote_code` is never needed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +25,13 @@ def save(checkpoint: Checkpoint, path: str | Path, name: str | None = None) -> N
 
 
 def push(
-    checkpoint: Checkpoint, repo_id: str, *, private: bool | None = None, token: str | bool | None = None,
+    write: Callable[[Path, str], None], repo_id: str, *, private: bool | None = None, token: str | bool | None = None,
     commit_message: str = "Upload a textdiff checkpoint", revision: str | None = None, create_pr: bool = False,
 ) -> str:  # fmt: skip
-    """Save to a temporary folder and upload it, to a repository that is made where there is none. Returns its address."""
+    """Upload what `write` writes to a folder for a repository of this name, which is made where there is none.
+
+    Returns the repository's address.
+    """
     from huggingface_hub import HfApi
 
     if not repo_id or repo_id.count("/") > 1:
@@ -38,7 +41,7 @@ def push(
     with TemporaryDirectory() as folder:
         # made first: it says how the name is in full, which the card has to say
         made = api.create_repo(repo_id, private=private, exist_ok=True)
-        save(checkpoint, folder, made.repo_id)
+        write(Path(folder), made.repo_id)
         api.upload_folder(repo_id=made.repo_id, folder_path=folder, **options)
     return str(made)
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 TRUST = {"trust_remote_code": False}
 
 
@@ -25,6 +27,17 @@ def from_config(loader: Any, config: Any, **options: Any) -> Any:
 def from_diffusers(loader: Any, path: str | Path, **options: Any) -> Any:
     """Return what a model class of diffusers loads; these classes never run code of a folder."""
     return loader.from_pretrained(path, **options)
+
+
+def need_finite(model: Any) -> None:
+    """Raise ValueError, naming the weight, for a model whose weights are not all finite: it predicts nothing."""
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.device.type == "meta":
+            continue
+        if not bool(weight.sum(dtype=torch.float32).isfinite()):
+            raise ValueError(
+                f"the model's weights are not finite: NaN or infinity in {name}; copy the model again, or use another one"
+            )
 
 
 def refuse_questions() -> None:

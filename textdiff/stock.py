@@ -11,6 +11,7 @@ uniform on 1..n and which words drawn (any order, arXiv:2110.02037); the others 
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -73,6 +74,23 @@ class Route:
     candidates: int = 1
 
 
+def unwrapped(model: Any) -> Any:
+    """Return the stock model in a model that torch.compile or peft wraps; peft's adapters stay in its layers.
+
+    Raises:
+        ValueError: For adapters that change what is fed (prompt tuning), which live in the wrapper alone.
+    """
+    model = getattr(model, "_orig_mod", model)
+    peft = sys.modules.get("peft")  # who has such a model has loaded it
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{type(model.active_peft_config).__name__} adapters write into the prompt, which gaps do not have; use LoRA"
+        )
+    return model.get_base_model()
+
+
 def checkpoint_route(checkpoint: Checkpoint) -> Route:
     """The way that a `diffusion_config.json` names."""
     tokenizer = checkpoint.tokenizer
@@ -116,7 +134,7 @@ def _kind(model: Any, name: str) -> str:
 
     def among(mapping: Any) -> bool:
         names = (entry if isinstance(entry, tuple) else (entry,) for entry in mapping.values())
-        return any(name in entry for entry in names)
+        return any(kind.__name__ in entry for entry in names for kind in type(model).__mro__)
 
     if among(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES):
         if model.config.is_encoder_decoder:

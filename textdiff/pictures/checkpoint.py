@@ -19,13 +19,13 @@ from textdiff.checkpoint import (
     chosen,
     config_file,
     read_values,
-    replace_whole,
     same_types,
 )
 from textdiff.denoiser.image import Pixels
 from textdiff.images import Images
 from textdiff.keys import Key
 from textdiff.loading import from_diffusers
+from textdiff.manifest import verify_folder, write_folder
 from textdiff.posterior import Draw
 from textdiff.process import Blur, Pixelation, PixelMask, VarianceExploding, VariancePreserving
 from textdiff.process.gaussian import Affine
@@ -192,19 +192,21 @@ class PictureCheckpoint:
     card: str = field(default="", repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the checkpoint; other files of the folder stay. Each file is replaced whole or not at all."""
+        """Write the checkpoint (`manifest.write_folder`); other files of the folder stay."""
 
         def write(folder: Path) -> None:
             self.model.save_pretrained(folder)
             self.config.write(folder / CONFIG_NAME)
             (folder / "README.md").write_text(self.card, encoding="utf-8")
 
-        replace_whole(Path(path), write)
+        write_folder(path, write)
 
 
 def load_checkpoint(path: str | Path) -> PictureCheckpoint:
     """Open an image checkpoint. ValueError with the remedy where it is none, or is damaged."""
-    config = PictureConfig.read(config_file(path))
+    file = config_file(path)
+    verify_folder(file.parent)
+    config = PictureConfig.read(file)
     loader = getattr(diffusers(), config.model)
     try:
         model, notes = from_diffusers(loader, path, output_loading_info=True, low_cpu_mem_usage=False)

@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, write_stock
 from textdiff.choosing import choose, few
 from textdiff.clocks import steps_of
 from textdiff.denoiser import Denoiser, Guided
 from textdiff.filling import Infill, Page
 from textdiff.gaps import Parts, parse
 from textdiff.hub import push, save
+from textdiff.loading import need_finite
+from textdiff.manifest import verify_folder, write_folder
 from textdiff.pipelines.options import DRAWING, check_rule
 from textdiff.posterior import Decode
 from textdiff.scoring import rank, score, scorer
-from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route
+from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route, unwrapped
 
 _DECODE = (*DRAWING, "max_gap", "max_calls")
 SAMPLED = 0.7  # the temperature of several sequences by a model whose default is the most probable one
@@ -37,11 +39,17 @@ class Opened:
 
         The model gets the precision of the machine, not of the file. ValueError, with the reason, for one that cannot serve.
         """
+        model = unwrapped(model)
+        need_finite(model)
         if model.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
             model.float()
-        path = None if config is not None else find_config(model.config._name_or_path)
+        source = model.config._name_or_path
+        path = None if config is not None else find_config(source)
         if path is not None:
+            verify_folder(path.parent)
             config = DiffusionConfig.read(path)
+        elif source and Path(source).is_dir():
+            verify_folder(source)
         if config is None:
             return cls(stock_route(model, tokenizer), None)
         checkpoint = Checkpoint(model, tokenizer, config)
@@ -100,20 +108,30 @@ class Opened:
         return Guided.of(self.route.denoiser, scale, options.get("guidance_schedule", "constant"))
 
     def save(self, folder: str | Path, options: dict[str, Any]) -> None:
-        """A complete checkpoint with its card (`hub.save`); options are those of push_to_hub, for push_to_hub=True."""
-        if options.pop("push_to_hub", False):
-            self.push(options.pop("repo_id", Path(folder).name), **options)
-        elif options:
+        """A checkpoint with its card (`hub.save`), or a stock model as it is; options are those of push_to_hub=True."""
+        upload = options.pop("push_to_hub", False)
+        if options and not upload:
             raise ValueError(
                 f"unknown option {', '.join(sorted(options))}; there is push_to_hub=True, with its options"
             )
-        save(self._need("save_pretrained"), folder)
+        if self.checkpoint is not None:
+            save(self.checkpoint, folder)
+        else:
+            write_folder(folder, self._write_stock)
+        if upload:
+            self.push(options.pop("repo_id", Path(folder).name), **options)
+
+    def _write_stock(self, folder: Path) -> None:
+        write_stock(self.route.denoiser.model, self.route.tokenizer, folder)
 
     def push(self, repo_id: str, **options: Any) -> str:
-        """Upload the checkpoint with its card (`hub.push`); returns the repository's address."""
-        return push(self._need("push_to_hub"), repo_id, **options)
+        """Upload what `save` writes (`hub.push`); returns the repository's address."""
+        checkpoint = self.checkpoint
 
-    def _need(self, what: str) -> Checkpoint:
-        if self.checkpoint is None:
-            raise ValueError(f"{what} is for textdiff checkpoints; this model has no diffusion_config.json")
-        return self.checkpoint
+        def write(folder: Path, name: str) -> None:
+            if checkpoint is None:
+                write_folder(folder, self._write_stock)
+            else:
+                save(checkpoint, folder, name)
+
+        return push(write, repo_id, **options)
