@@ -34,6 +34,7 @@ LAYERS = (
         "loading",
         "limits",
         "sequences",
+        "terminal",
         "lora",
         "manifest",
         "box",
@@ -71,8 +72,9 @@ LAYERS = (
     ),
     ("pictures",),  # the whole backend for images: data, checkpoint, recipe, samples, scores
     ("pipelines", "recipe", "replay"),
-    ("commands",),
+    ("commands", "words"),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CORE = {"validation", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior"}

@@ -1,19 +1,30 @@
 """The command line: textdiff train | infill | refine | generate | score | evaluate."""
 
-import json
 import os
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import chain
 from typing import Any
 
 from textdiff.commands import EXAMPLES, USAGE, Evaluate, Generate, Infill, Refine, Score
 from textdiff.config import complain, parse
+from textdiff.terminal import read_lines, to_json, write_line
+from textdiff.words import in_order
+
+BATCH = 32  # lines of standard input that are filled together
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 2 for bad input, 130 after Ctrl-C."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0; 1 where some of several texts failed; 2 for bad input; 130 after Ctrl-C.
+    """
     words = list(sys.argv[1:] if args is None else args)
+    if words[:1] == ["--version"]:
+        print(f"textdiff {version('textdiff')}")
+        return 0
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if words else 2
@@ -21,17 +32,20 @@ def main(args: Sequence[str] | None = None) -> int:
         return complain(ValueError(f"unknown command {words[0]!r}; there are {', '.join(_COMMANDS)}"), "textdiff")
     prog = f"textdiff {words[0]}"
     try:
-        return _COMMANDS[words[0]](words[1:], prog)
+        code = _COMMANDS[words[0]](words[1:], prog)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
         return int(leave.code or 0)
-    except (ValueError, OSError) as error:
-        return complain(error, prog)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        return complain(error if str(error) else type(error)("not enough memory"), prog)
 
 
 def train(args: list[str], prog: str) -> int:
@@ -48,45 +62,49 @@ def train(args: list[str], prog: str) -> int:
 
 def infill(args: list[str], prog: str) -> int:
     """textdiff infill."""
-    command = parse(Infill, args, prog=prog, description=EXAMPLES["infill"])
-    texts = list(command.words)
-    model = texts.pop(0) if texts and "[GAP" not in texts[0] else None
-    unfilled = f"; if {model!r} is one, mark the missing text with [GAP]" if model else ""
-    texts = texts or _lines("fill", unfilled)
+    command = parse(Infill, in_order(Infill, args), prog=prog, description=EXAMPLES["infill"])
+    texts, model = list(command.words), command.model
+    if model is None and texts and "[GAP" not in texts[0]:
+        model = texts.pop(0)
+    unfilled = "" if model is None else f"; if {model!r} is one, mark the missing text with [GAP], or use --model"
+    lines = _given(texts, "fill", unfilled)
     from textdiff.gaps import parse as parse_gaps
 
-    for text in texts:  # before the model is loaded
+    for text in texts if len(texts) == 1 or command.on_error == "raise" else ():  # before the model is loaded
         parse_gaps(text)
-    fill = _pipeline(model, command.sampling.tune)
+    fill = _pipeline(model, command.sampling.tune, unfilled)
     if command.explain:
         print(fill.explain(), file=sys.stderr)
     options = command.sampling.options() | {"banned": command.banned, "must": command.must}
     if command.max_calls is not None:
         options["max_calls"] = command.max_calls
-    _write(fill(texts, **options), command.json)
-    return 0
+    if len(texts) == 1:
+        return _show([fill(texts[0], **options)], command.json, prog)
+    return _show(fill(iter(lines), batch_size=BATCH, on_error=command.on_error, **options), command.json, prog)
 
 
-def _lines(what: str, remedy: str = "") -> list[str]:
-    """The lines of standard input. ValueError where there are none; nobody waits for somebody to type them."""
-    texts = [] if sys.stdin.isatty() else [line.rstrip("\n") for line in sys.stdin]
-    if not texts:
-        raise ValueError(f"no text to {what}; give one, or a line each on standard input{remedy}")
-    return texts
+def _given(texts: Sequence[str], verb: str, remedy: str = "") -> Iterator[str]:
+    """The texts of the command line, or the lines of standard input. ValueError where there are none at all."""
+    lines = iter(texts) if texts else read_lines()
+    for first in lines:
+        return chain([first], lines)
+    raise ValueError(f"no text to {verb}; give one, or a line each on standard input{remedy}")
 
 
 def refine(args: list[str], prog: str) -> int:
     """textdiff refine."""
-    command = parse(Refine, args, prog=prog, description=EXAMPLES["refine"])
-    texts = list(command.texts) or _lines("refine")
-    rewrite = _pipeline(command.model, command.sampling.tune).refine
-    _write(rewrite(texts, command.t, command.keep, **command.sampling.options()), command.json)
-    return 0
+    command = parse(Refine, in_order(Refine, args), prog=prog, description=EXAMPLES["refine"])
+    drafts = list(_given(command.texts, "refine"))
+    pipeline = _pipeline(command.model, command.sampling.tune, "; the first word is the model")
+    alone = len(command.texts) == 1
+    options = command.sampling.options() | ({} if alone else {"on_error": command.on_error})
+    results = pipeline.refine(drafts[0] if alone else drafts, command.t, command.keep, **options)
+    return _show([results] if alone else results, command.json, prog)
 
 
 def generate(args: list[str], prog: str) -> int:
     """textdiff generate."""
-    command = parse(Generate, args, prog=prog, description=EXAMPLES["generate"])
+    command = parse(Generate, in_order(Generate, args), prog=prog, description=EXAMPLES["generate"])
     from textdiff.checkpoint import find_config, kind_of
 
     kind = kind_of(command.model) if command.model and find_config(command.model) else "text"
@@ -95,8 +113,11 @@ def generate(args: list[str], prog: str) -> int:
 
 
 def _generate_texts(command: Generate) -> None:
-    if command.label is not None:
-        raise ValueError(f"--label {command.label}: {command.model} is a model of texts, which have no classes")
+    for name, value in {"label": command.label, "out": command.out}.items():
+        if value is not None:
+            raise ValueError(f"--{name} {value}: {command.model or 'the model'} is a model of texts; leave it out")
+    if command.json and command.watch:
+        raise ValueError("--watch shows texts to people, --json to programs; leave one of them out")
     options = command.sampling.options()
     length = options.pop("max_gap", None) if command.max_new_tokens is None else command.max_new_tokens
     write = _text_diffusion(command.model, command.sampling.tune)
@@ -107,30 +128,35 @@ def _generate_texts(command: Generate) -> None:
         options = {"num_steps": 16, "streamer": BatchStreamer(write.tokenizer), **options}
     results = write(command.prompt, **options)
     if command.json:
-        print(json.dumps(results, ensure_ascii=False))
+        write_line(to_json(results))
     elif not command.watch:  # there they stand already
-        spans = [{"start": len(command.prompt), "end": len(result["generated_text"])} for result in results]
-        _write([[result | {"gaps": [span]} for result, span in zip(results, spans, strict=True)]], as_json=False)
+        for result in results:
+            text = result["generated_text"]
+            write_line(text, [(len(command.prompt), len(text))])
 
 
 def _generate_images(command: Generate) -> None:
     from textdiff.pictures.show import show
 
-    if command.prompt:
-        raise ValueError(f"--prompt {command.prompt!r}: {command.model} is a model of images; leave it out")
-    if command.sampling.tune:
-        raise ValueError(f"--tune {command.sampling.tune[0]}: {command.model} is a model of images; leave it out")
-    said = show(command.model or "", command.out, label=command.label, progress=_bar, **command.sampling.options())
-    print(json.dumps(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
+    for name, value in {"prompt": command.prompt, "stop": command.stop, "tune": command.sampling.tune}.items():
+        if value:
+            raise ValueError(f"--{name}: {command.model} is a model of images; leave it out")
+    if command.watch or command.max_new_tokens is not None:
+        raise ValueError(f"--watch and --max-new-tokens are of texts, and {command.model} is of images; leave them out")
+    options, out = command.sampling.options(), command.out or "samples"
+    said = show(command.model or "", out, label=command.label, progress=_bar, **options)
+    print(to_json(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
 
 
 def score(args: list[str], prog: str) -> int:
     """textdiff score."""
-    command = parse(Score, args, prog=prog, description=EXAMPLES["score"])
-    texts, model = [command.first, *command.texts] if command.first or command.texts else [], command.model
-    if model is None and texts and _names_model(texts[0]):
+    command = parse(Score, in_order(Score, args), prog=prog, description=EXAMPLES["score"])
+    texts, model = list(command.words), command.model
+    if model is None and texts and _is_model(texts[0]):
         model = texts.pop(0)
-    texts = texts or _lines("score")
+    elif model is None and len(texts) > 1 and _looks_like_a_model(texts[0]):
+        print(f"{prog}: {texts[0]!r} is scored as a text; for a model of this name use --model", file=sys.stderr)
+    texts = list(_given(texts, "score"))
     from textdiff.scoring import lines, rank
     from textdiff.scoring import score as score_texts
 
@@ -139,6 +165,8 @@ def score(args: list[str], prog: str) -> int:
         from textdiff.gaps import parse as parse_gaps
 
         check(parse_gaps(command.within))  # before the model is loaded
+        if command.window is not None:
+            raise ValueError("--window cuts texts, and --within scores the fillings of one; leave one of them out")
     tools: dict[str, Any] = _pipeline(model).opened.scorer | {"draws": command.draws, "seed": command.seed}
     if command.within is None:
         found = list(zip(texts, score_texts(texts, window=command.window, **tools), strict=True))
@@ -146,18 +174,30 @@ def score(args: list[str], prog: str) -> int:
     else:
         found = [(ranked.filling[0], ranked.score) for ranked in rank(command.within, texts, **tools)]
     for line in lines(found, command.json):
-        print(line)
+        write_line(line)
     return 0
 
 
-def _names_model(word: str) -> bool:
-    """Whether a word is a folder, or looks like the path of one, or like OWNER/NAME on the hub."""
-    return os.path.isdir(word) or bool(re.fullmatch(r"[\w.~-]*(/[\w.-]+)+", word))
+def _is_model(word: str) -> bool:
+    """Whether a word is the folder of a model, or OWNER/NAME of one that the hub's cache holds. The hub is not asked."""
+    if os.path.isdir(word):
+        return True
+    if not _looks_like_a_model(word):
+        return False
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(word, "config.json"), str)
+
+
+def _looks_like_a_model(word: str) -> bool:
+    import re
+
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", word))
 
 
 def evaluate(args: list[str], prog: str) -> int:
     """textdiff evaluate."""
-    command = parse(Evaluate, args, prog=prog, description=EXAMPLES["evaluate"])
+    command = parse(Evaluate, in_order(Evaluate, args), prog=prog, description=EXAMPLES["evaluate"])
     if not command.model:
         raise ValueError("name at least one model, such as runs/demo")
     from textdiff.checkpoint import kind_of
@@ -167,7 +207,7 @@ def evaluate(args: list[str], prog: str) -> int:
         raise ValueError("models of texts and of images cannot be compared; name models of one kind")
     _quiet()
     rows, shown = {"text": _evaluate_texts, "image": _evaluate_images}[kinds.pop()](command)
-    print(json.dumps(rows, indent=1) if command.json else shown)
+    write_line(to_json(rows, indent=1) if command.json else shown)
     return 0
 
 
@@ -237,18 +277,25 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _pipeline(model: str | None, ways: Sequence[str] = ()) -> Any:
+def _pipeline(model: str | None, ways: Sequence[str] = (), remedy: str = "") -> Any:
     from textdiff.pipelines import open_infilling
 
     _quiet()
-    return _tuned(open_infilling(model), ways)
+    try:
+        return _tuned(open_infilling(model), ways)
+    except ValueError as error:
+        raise ValueError(f"{error}{remedy}") from error
 
 
 def _text_diffusion(model: str | None, ways: Sequence[str] = ()) -> Any:
     from textdiff.pipelines import open_diffusion
 
     _quiet()
-    return _tuned(open_diffusion(model), ways)
+    try:
+        return _tuned(open_diffusion(model), ways)
+    except ValueError as error:
+        prompt = "" if model is None or os.path.exists(model) else f"; if {model!r} is a prompt, use --prompt"
+        raise ValueError(f"{error}{prompt}") from error
 
 
 def _tuned(pipeline: Any, ways: Sequence[str]) -> Any:
@@ -258,21 +305,21 @@ def _tuned(pipeline: Any, ways: Sequence[str]) -> Any:
     return pipeline
 
 
-def _write(results: list[list[dict[str, Any]]], as_json: bool) -> None:
-    """Texts with their filled parts in colour, or one JSON object per text."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False, soft_wrap=True)
-    for sequences in results:
+def _show(results: Iterable[list[dict[str, Any]]], as_json: bool, prog: str) -> int:
+    """Texts with their filled parts in colour, or one JSON value per text; errors on standard error. The exit code."""
+    failed = number = 0
+    for number, sequences in enumerate(results, 1):
+        bad = "error" in sequences[0]
+        failed += bad
         if as_json:
-            print(json.dumps(sequences, ensure_ascii=False))
-            continue
-        for sequence in sequences:
-            line = Text(sequence["generated_text"])
-            for gap in sequence["gaps"]:
-                line.stylize("bold green", gap["start"], gap["end"])
-            console.print(line)
+            write_line(to_json(sequences))
+        elif bad:
+            print(f"{prog}: text {number}: {sequences[0]['error']}", file=sys.stderr)
+        else:
+            for sequence in sequences:
+                spans = [(gap["start"], gap["end"]) for gap in sequence["gaps"]]
+                write_line(sequence["generated_text"], spans)
+    return 0 if not failed else 1 if failed < number else 2
 
 
 if __name__ == "__main__":

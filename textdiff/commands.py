@@ -40,9 +40,9 @@ class Sampling:
     num_return_sequences: int | None = None
     """One text, or ten images of each class, unless it is given."""
     seed: int = 0
-    tune: tuple[Literal["compile", "int8", "bf16", "graphs"], ...] = ()
-    """Make a language model's calls quicker: bf16 weights where the machine multiplies them, int8 ones by torchao, compiled
-    layers, CUDA graphs. docs/decoding.md has what each gains and costs."""
+    tune: tyro.conf.UseAppendAction[tuple[Literal["compile", "int8", "bf16", "graphs"], ...]] = ()
+    """Make a language model's calls quicker; may be given several times: bf16 weights where the machine multiplies them,
+    int8 ones by torchao, compiled layers, CUDA graphs. docs/decoding.md has what each gains and costs."""
 
     def options(self) -> dict[str, Any]:
         """Those that were given, of how to draw."""
@@ -57,14 +57,18 @@ class Infill:
     """A model, unless it is to be the one in the package: a folder or a hub name, of textdiff or any other language model.
     Then texts with [GAP], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], [GAP:must=word], or the
     model's own mask token; \\[GAP] is the text itself. None: a line each from stdin."""
+    model: str | None = None
+    """A folder or a hub name, whatever it looks like; then all words are texts."""
     json: bool = False
-    """One JSON object per text, for programs."""
+    """One JSON value per text, the list of its sequences, for programs."""
     explain: bool = False
     """Say first which way the model fills gaps, and why."""
-    banned: tuple[str, ...] = ()
-    """Strings that no gap may contain."""
-    must: tuple[str, ...] = ()
-    """Strings that every gap has to contain; [GAP:must=word] asks it of one."""
+    banned: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A string that no gap may contain; may be given several times, as may --must."""
+    must: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A string that every gap has to contain; [GAP:must=word] asks it of one."""
+    on_error: Literal["return", "raise"] = "return"
+    """Of several texts: fill the others where one cannot be filled, and end with status 1; or fill none."""
     max_calls: int | None = None
     """Texts that may be tried for each one, to find out how long its gaps are (models that cannot say lengths)."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
@@ -80,10 +84,12 @@ class Refine:
     """Drafts. None: a line each from stdin."""
     t: float = 0.3
     """The noise level to start from, in (0, 1]: about the share of the text that may change."""
-    keep: tuple[str, ...] = ()
-    """Phrases that stay as they are."""
+    keep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A phrase that stays as it is; may be given several times."""
     json: bool = False
-    """One JSON object per text, for programs."""
+    """One JSON value per text, the list of its sequences, for programs."""
+    on_error: Literal["return", "raise"] = "return"
+    """Of several drafts: rewrite the others where one cannot be, and end with status 1; or rewrite none."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -96,15 +102,15 @@ class Generate:
     prompt: str = ""
     max_new_tokens: int | None = None
     """The most tokens that a text has after its prompt; --max-gap is another name for it."""
-    stop: tuple[str, ...] = ()
-    """Strings that end a text, the first of them that comes; they stay in it."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A string that ends a text, and stays in it; may be given several times, the first that comes ends it."""
     watch: bool = False
     """Show the texts while they are denoised, in 16 steps unless --num-steps says otherwise."""
     json: bool = False
     label: str | None = None
     """The class of the images, by name; all of them in turn unless it is given."""
-    out: str = "samples"
-    """The folder that grid.png and strip.png, the images on their way, are written to."""
+    out: str | None = None
+    """The folder that grid.png and strip.png, the images on their way, are written to; samples unless it is given."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
@@ -112,11 +118,9 @@ class Generate:
 class Score:
     """How likely texts are under a model, in nats and bits per byte: exact, or a bound with its standard error."""
 
-    first: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[MODEL]")] = ""
-    """A folder or a hub name with a slash in it, of textdiff or any other language model. Anything else is a text, and the
-    model is that of --model, or the one in the package."""
-    texts: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="TEXT ...")] = ()
-    """Texts. None: a line each from stdin."""
+    words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[MODEL] TEXT ...")] = ()
+    """A folder, or a hub name that is in the cache, of textdiff or any other language model. Then texts. Anything else is a
+    text, and the model is that of --model, or the one in the package. No text: a line each from stdin."""
     model: str | None = None
     """A folder or a hub name, whatever it looks like; then all words are texts."""
     within: str | None = None
@@ -156,8 +160,9 @@ class Evaluate:
     windows: int = 500
     samples: int = 500
     """Images drawn for each row of the table."""
-    rules: tuple[str, ...] = ()
-    """Rules and steps to draw by, such as sde:1@250 posterior@50; for images. All of the table's unless given."""
+    rules: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A rule and steps to draw by, such as sde:1@250; may be given several times; for images. All of the table's unless
+    given."""
     seed: int = 0
     json: bool = False
 
@@ -178,7 +183,7 @@ Examples:
 
 Examples:
   textdiff refine runs/demo "We must act on the jobs of our people." --t 0.3
-  textdiff refine runs/demo "We must act on jobs." --t 0.6 --keep "We must" jobs --num-return-sequences 3
+  textdiff refine runs/demo "We must act on jobs." --t 0.6 --keep "We must" --keep jobs --num-return-sequences 3
   textdiff refine runs/demo --json < drafts.txt""",
     "generate": """Write texts from a blank page or go on from a prompt; or draw images, whichever the model was trained on.
 

@@ -13,7 +13,6 @@ so that fillings are ranked alike, and by how much. All are of the one way in wh
 bound -log p of the string from above.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from textdiff.process import Deletion
 from textdiff.process.base import Process
 from textdiff.spelling import lead_of, read_gap
 from textdiff.stock import Route, checkpoint_route
+from textdiff.terminal import to_json
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
@@ -253,7 +253,7 @@ def measure(
 def lines(found: Sequence[tuple[str, Score]], as_json: bool = False) -> list[str]:
     """Texts and their scores as the lines of a Markdown table, or as a JSON object each."""
     if as_json:
-        return [json.dumps({"text": text, **asdict(score)}, ensure_ascii=False) for text, score in found]
+        return [to_json({"text": text, **asdict(score)}) for text, score in found]
     result = ["| nats | bits/byte | tokens | what it is | text |", "|---|---|---|---|---|"]
     for text, score in found:
         bits = "" if score.bits_per_byte is None else f"{score.bits_per_byte:.3f}"

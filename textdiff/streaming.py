@@ -5,12 +5,14 @@ transformers' own TextDiffusionStreamer shows one text.
 """
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 from torch import Tensor
+
+from textdiff.terminal import write_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 class BatchStreamer:
     """Drafts of a batch of texts, on a terminal in place, elsewhere a line for each text of each draft.
 
-    What changed since the draft before is yellow, what was written in the end green. console: rich's, standard output
-    unless given. Each text has its number before it, from 1, where there are several.
+    What changed since the draft before is yellow; the finished texts are written byte for byte, what was written green.
+    console: rich's, standard output unless given. Each text has its number before it, from 1, where there are several.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", console: Console | None = None) -> None:
@@ -36,25 +38,39 @@ class BatchStreamer:
             self._prompts = self._decoded(value)
             self._texts = [""] * len(self._prompts)
             return
-        self._show([_line(p, text, 0, len(text), "bold green") for p, text in self._pairs(value)], last=True)
+        self._stop()
+        for number, (prompt, text) in enumerate(self._pairs(value), 1):
+            label = self._label(number, len(self._prompts))
+            span = (len(label) + len(prompt), len(label) + len(prompt) + len(text))
+            colour = self.console.is_terminal and not self.console.no_color
+            write_line(label + prompt + text, [span], cast(TextIO, self.console.file), colour)
 
     def put_draft(self, value: Tensor) -> None:
         """The new tokens as they are now."""
-        lines, texts = [], []
-        for number, (prompt, text) in enumerate(self._pairs(value)):
-            old = self._texts[number]
+        pairs, lines, texts = self._pairs(value), [], []
+        for number, (prompt, text) in enumerate(pairs, 1):
+            old, label = self._texts[number - 1], self._label(number, len(pairs))
             begin = len(os.path.commonprefix([old, text]))
             same = len(os.path.commonprefix([old[begin:][::-1], text[begin:][::-1]]))
-            lines.append(_line(prompt, text, begin, len(text) - same, "yellow"))
+            lines.append((label + prompt, text, begin, len(text) - same))
             texts.append(text)
         self._show(lines)
         self._texts = texts
 
     def end(self) -> None:
         """The texts stay on the screen; what comes next is another batch."""
+        self._stop()
+        self._prompts, self._texts = None, []
+
+    def _stop(self) -> None:
+        """The drafts leave the screen."""
         if self._live is not None:
             self._live.stop()
-        self._prompts, self._texts, self._live = None, [], None
+        self._live = None
+
+    @staticmethod
+    def _label(number: int, count: int) -> str:
+        return f"{number} " if count > 1 else ""
 
     def _pairs(self, value: Tensor) -> list[tuple[str, str]]:
         return list(zip(self._prompts or [""] * len(value), self._decoded(value), strict=True))
@@ -65,23 +81,18 @@ class BatchStreamer:
     def _decode(self, row: list[int]) -> str:
         return str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _show(self, lines: list[Text], last: bool = False) -> None:
-        if len(lines) > 1:
-            lines = [Text.assemble((f"{number} ", "dim"), line) for number, line in enumerate(lines, 1)]
+    def _show(self, lines: list[tuple[str, str, int, int]]) -> None:
+        """Lines of (prompt, text, begin, end): the characters [begin, end) of the text have changed."""
         if not self.console.is_terminal:
-            for line in lines:
-                self.console.print(line)
+            for prompt, text, *_ in lines:
+                write_line(prompt + text, stream=cast(TextIO, self.console.file))
             return
         if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False)
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
             self._live.start()
-        if last:  # all of them, also where they are more than the screen is high
-            self._live.vertical_overflow = "visible"
-        self._live.update(Group(*lines), refresh=True)
-
-
-def _line(prompt: str, text: str, begin: int, end: int, style: Any) -> Text:
-    """Prompt and text, the characters [begin, end) of the text in the style."""
-    line = Text(prompt + text)
-    line.stylize(style, len(prompt) + begin, len(prompt) + end)
-    return line
+        shown = []
+        for prompt, text, begin, end in lines:
+            line = Text(prompt + text)
+            line.stylize("yellow", len(prompt) + begin, len(prompt) + end)
+            shown.append(line)
+        self._live.update(Group(*shown), refresh=True)

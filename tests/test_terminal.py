@@ -1,0 +1,191 @@
+"""Texts pass standard streams byte for byte, in any order of words; one bad line costs no other; JSON is JSON."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import tiny_checkpoint
+
+from textdiff.cli import main
+from textdiff.commands import Evaluate, Generate, Infill, Refine, Score
+from textdiff.terminal import to_json, write_line
+from textdiff.words import in_order
+
+NASTY = [
+    "a\tb  c",
+    "tab\t\tand form\x0cfeed",
+    "bell\x07 back\x08space \x1b[31mred\x1b[0m",
+    "carriage\rreturn",
+    "nul\x00l",
+    "e\u0301 combining, \U0001f468\u200d\U0001f469\u200d\U0001f467 joined, \u202eright\u202c to left",
+    "line\u2028separator and \x85 next line",
+    "[bold]markup[/bold] \\[red] :smile:",
+    " leading and trailing ",
+    "日本語 and ไทย",
+    "--looks like -an option",
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny_checkpoint("autoregressive", max_gap=3, lengths=250, vocab=600, reads=1024).save(folder)
+    return str(folder)
+
+
+class Stdin:
+    """Standard input with bytes behind it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer, self.closed = io.BytesIO(content), False
+
+    def isatty(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: Any) -> Any:
+    """`run(*words, stdin=b"")`: the exit code, the bytes of standard output, and standard error."""
+
+    def call(*words: str, stdin: Any = b"") -> tuple[int, bytes, str]:
+        monkeypatch.setattr(sys, "stdin", Stdin(stdin) if isinstance(stdin, bytes) else stdin)
+        code = main(words)
+        out, err = capfdbinary.readouterr()
+        return code, out, err.decode()
+
+    return call
+
+
+def filled(text: str, out: bytes) -> bool:
+    """Whether the output is the text with something in its gap, and one line end."""
+    before, after = (part.encode() for part in text.split("[GAP:1]"))
+    return out.startswith(before) and out.endswith(after + b"\n") and len(out) > len(before) + len(after)
+
+
+CASES = [pytest.param(text, marks=pytest.mark.slow) for text in NASTY]
+TOGETHER = " | ".join(text for text in NASTY if "\x00" not in text)
+
+
+@pytest.mark.parametrize("text", [TOGETHER, *CASES])
+def test_every_command_keeps_a_text_byte_for_byte(model: str, run: Any, text: str) -> None:
+    gap = f"{text} [GAP:1] {text}"
+    if "\x00" not in text:  # no argument can hold it
+        code, out, _ = run("infill", model, gap)
+        assert code == 0 and filled(gap, out)
+        code, out, _ = run("generate", model, "--prompt", text, "--max-new-tokens", "2")
+        assert code == 0 and out.startswith(text.encode()) and out.endswith(b"\n")
+        code, out, _ = run("generate", model, "--prompt", text, "--watch", "--num-steps", "1", "--max-new-tokens", "2")
+        assert code == 0 and out.startswith(text.encode())
+        code, out, _ = run("refine", model, f"We go {text} on", "--keep", text, "--t", "0.5")
+        assert code == 0 and text.encode() in out
+    code, out, _ = run("infill", model, stdin=f"{gap}\n{gap}\r\n".encode())
+    first, second = out[: len(out) // 2], out[len(out) // 2 :]
+    assert code == 0 and first == second and filled(gap, first)  # one line end of either kind is none of the text
+    code, out, _ = run("infill", model, "--json", stdin=f"{gap}\n".encode())
+    (sequence,) = json.loads(out)
+    assert code == 0 and filled(gap, sequence["generated_text"].encode() + b"\n")
+    code, out, _ = run("score", model, "--json", stdin=f"{text}\n".encode())
+    assert code == 0 and json.loads(out)["text"] == text
+
+
+def test_lines_of_both_kinds_score_alike(model: str, run: Any) -> None:
+    _, out, _ = run("score", model, "--json", stdin=b"\xef\xbb\xbfWe go.\nWe go.\r\nWe go.\r\r\nWe go.")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in rows] == ["We go.", "We go.", "We go.\r", "We go."]
+    assert rows[0] == rows[1] == rows[3] and rows[2]["nats"] > rows[0]["nats"]
+
+
+BAD = b"We [GAP:1] on\n\xff [GAP:1]\n\nno gap\n[GAP\nWe [GAP:1] on\n"
+
+
+def test_one_bad_line_costs_no_other(model: str, run: Any) -> None:
+    code, out, err = run("infill", model, stdin=BAD)
+    good, again = out.splitlines()
+    assert code == 1 and good == again and good.startswith(b"We ")
+    for number, reason in {2: "lone surrogate", 3: "the text is empty", 4: "no gap in", 5: "unclosed gap"}.items():
+        assert f"textdiff infill: text {number}: {reason}" in err
+    code, out, _ = run("infill", model, "--json", stdin=BAD)
+    rows = [json.loads(line)[0] for line in out.splitlines()]
+    assert code == 1 and ["error" in row for row in rows] == [False, True, True, True, True, False]
+    code, out, err = run("infill", model, "--on-error", "raise", stdin=BAD)
+    assert code == 2 and out == b"" and "text 2: lone surrogate" in err
+    code, out, err = run("refine", model, stdin=b"We go on\n\nWe go on\n")
+    assert code == 1 and len(out.splitlines()) == 2 and "text 2" in err
+
+
+@pytest.mark.parametrize("stdin", [None, b""], ids=["closed", "empty"])
+@pytest.mark.parametrize("command", ["infill", "refine", "score"])
+def test_nothing_on_standard_input_is_told(model: str, run: Any, command: str, stdin: Any) -> None:
+    code, out, err = run(command, model, stdin=stdin)
+    assert code == 2 and out == b"" and err.count("\n") == 1 and "give one, or a line each on standard input" in err
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_enough_is_no_error(model: str) -> None:
+    program = f"import sys; from textdiff.cli import main; sys.exit(main(['infill', {model!r}]))"
+    lines = b"We [GAP:1] on\n" * 200
+    run = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert run.stdout is not None and run.stdin is not None
+    run.stdout.close()
+    run.stdin.write(lines)
+    run.stdin.close()
+    assert run.wait(timeout=120) == 0
+
+
+def test_options_and_texts_in_any_order(model: str, run: Any) -> None:
+    words = ("--seed", "3", "--num-steps", "1", "--json")
+    _, expected, _ = run("infill", *words, model, "We [GAP:1] on")
+    text = "We [GAP:1] on"
+    for order in ((model, *words, text), (model, text, *words), (*words[:2], model, *words[2:], text)):
+        assert run("infill", *order)[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "args", "expected"),
+    [
+        (Infill, ["m", "--json", "--a [GAP]"], ["--json", "--", "m", "--a [GAP]"]),
+        (Infill, ["--banned", "-x", "t [GAP]"], ["--banned=-x", "--", "t [GAP]"]),
+        (Infill, ["--num_steps=3", "--", "--json"], ["--num-steps=3", "--", "--json"]),
+        (Generate, ["--prompt", "--flag", "m"], ["--prompt=--flag", "--", "m"]),
+        (Generate, ["--prompt"], ["--prompt"]),
+        (Score, ["-", "--rank", "-two words"], ["--rank", "--", "-", "-two words"]),
+        (Refine, ["m", "--t", "0.3", "d", "--colour", "x"], ["--t=0.3", "--colour", "--", "m", "d", "x"]),
+        (Evaluate, ["--rules", "a@1", "--rules", "b@2", "m"], ["--rules=a@1", "--rules=b@2", "--", "m"]),
+    ],
+)
+def test_the_order_of_words(kind: type, args: list[str], expected: list[str]) -> None:
+    assert in_order(kind, args) == expected
+
+
+@pytest.mark.parametrize("words", [("and/or",), ("yes/no", "black/white"), ("",)])
+def test_a_text_with_a_slash_is_a_text(run: Any, words: tuple[str, ...]) -> None:
+    """Of several the first could have been meant as a model, and that is said."""
+    code, out, err = run("score", *words, "--json")
+    assert code == 0 and [json.loads(line)["text"] for line in out.splitlines()] == list(words)
+    said = f"{words[0]!r} is scored as a text; for a model of this name use --model" in err
+    assert said == (len(words) > 1)
+
+
+def test_json_has_no_word_for_what_is_no_number() -> None:
+    value = {"a": float("nan"), "b": [float("inf"), 1.5, (float("-inf"),)], "c": "NaN", "d": True}
+    assert json.loads(to_json(value)) == {"a": None, "b": [None, 1.5, [None]], "c": "NaN", "d": True}
+
+
+def test_colour_is_for_terminals() -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, pipe = Screen(), io.StringIO()
+    write_line("a b c", [(2, 3)], screen)
+    write_line("a b c", [(2, 3)], pipe)
+    assert screen.getvalue() == "a \033[1;32mb\033[0m c\n" and pipe.getvalue() == "a b c\n"
+
+
+def test_the_version_and_the_module(tmp_path: Path) -> None:
+    run = subprocess.run([sys.executable, "-m", "textdiff", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("textdiff ") and run.stdout.split()[1][0].isdigit()

@@ -1,0 +1,71 @@
+"""Texts to and from standard streams, byte for byte: lines in, lines out, JSON that is JSON.
+
+Nothing between the user's bytes and these streams changes a text: no expanding of tabs, no wrapping, no stripping of control
+characters, no translation of line ends. Of a line that is read exactly one line end, \\n or \\r\\n, is not of the text.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, TextIO
+
+GREEN, RESET = "\033[1;32m", "\033[0m"
+Span = tuple[int, int]
+
+
+def read_lines() -> Iterator[str]:
+    """Yield the texts of standard input, a line each; nothing where it is closed or a terminal.
+
+    A byte-order mark at the very beginning is no text. What is not UTF-8 comes as lone surrogates, which are refused where
+    the text is used, so that one bad line costs no other.
+    """
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return
+    stream = getattr(sys.stdin, "buffer", None)
+    first = True
+    for line in sys.stdin if stream is None else stream:
+        text = line if isinstance(line, str) else line.decode("utf-8", "surrogateescape")
+        text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
+        yield text.removeprefix("\ufeff") if first else text
+        first = False
+
+
+def write_line(text: str, spans: Sequence[Span] = (), stream: TextIO | None = None, colour: bool | None = None) -> None:
+    """Write a text and a line end, the characters [start, end) of the spans in colour.
+
+    stream: standard output unless given. colour: unless given, where a terminal shows it and NO_COLOR is not set.
+    """
+    out = sys.stdout if stream is None else stream
+    if colour is None:
+        colour = out.isatty() and "NO_COLOR" not in os.environ
+    shown = _coloured(text, spans) if spans and colour else text
+    binary = getattr(out, "buffer", None)
+    if binary is None:
+        out.write(shown + "\n")
+    else:
+        out.flush()
+        binary.write(shown.encode("utf-8", "surrogateescape") + b"\n")
+        binary.flush()
+
+
+def _coloured(text: str, spans: Sequence[Span]) -> str:
+    result, end = "", 0
+    for start, stop in sorted(spans):
+        result += text[end:start] + GREEN + text[start:stop] + RESET
+        end = stop
+    return result + text[end:]
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON. What JSON has no word for, NaN and the infinities, is null."""
+    return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
