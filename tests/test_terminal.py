@@ -88,7 +88,7 @@ def test_every_command_keeps_a_text_byte_for_byte(model: str, run: Any, text: st
     code, out, _ = run("infill", model, "--json", stdin=f"{gap}\n".encode())
     (sequence,) = json.loads(out)
     assert code == 0 and filled(gap, sequence["generated_text"].encode() + b"\n")
-    code, out, _ = run("score", model, "--json", stdin=f"{text}\n".encode())
+    code, out, _ = run("score", model, "--json", "--window", "200", stdin=f"{text}\n".encode())
     assert code == 0 and json.loads(out)["text"] == text
 
 

@@ -125,7 +125,7 @@ def _generate_texts(command: Generate) -> None:
     if command.watch:
         from textdiff.streaming import BatchStreamer
 
-        options = {"num_steps": 16, "streamer": BatchStreamer(write.tokenizer), **options}
+        options = {"num_steps": 16, "streamer": BatchStreamer(write.tokenizer, prompt=command.prompt), **options}
     results = write(command.prompt, **options)
     if command.json:
         write_line(to_json(results))

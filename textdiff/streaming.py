@@ -22,11 +22,14 @@ class BatchStreamer:
     """Drafts of a batch of texts, on a terminal in place, elsewhere a line for each text of each draft.
 
     What changed since the draft before is yellow; the finished texts are written byte for byte, what was written green.
-    console: rich's, standard output unless given. Each text has its number before it, from 1, where there are several.
+    console: rich's, standard output unless given. prompt: what the user wrote before all texts, shown as it is; tokens of a
+    prompt do not always tell. Each text has its number before it, from 1, where there are several.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", console: Console | None = None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", console: Console | None = None, prompt: str | None = None
+    ) -> None:
+        self.tokenizer, self.prompt = tokenizer, prompt
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._prompts: list[str] | None = None
         self._texts: list[str] = []
@@ -73,7 +76,11 @@ class BatchStreamer:
         return f"{number} " if count > 1 else ""
 
     def _pairs(self, value: Tensor) -> list[tuple[str, str]]:
-        return list(zip(self._prompts or [""] * len(value), self._decoded(value), strict=True))
+        texts = self._decoded(value)
+        if self.prompt is None:
+            return list(zip(self._prompts or [""] * len(value), texts, strict=True))
+        # the space that ends a prompt is the model's to write
+        return [(self.prompt, text.removeprefix(" ") if self.prompt.endswith(" ") else text) for text in texts]
 
     def _decoded(self, value: Tensor) -> list[str]:
         return [self._decode(row) for row in (value if value.dim() > 1 else value[None]).tolist()]
