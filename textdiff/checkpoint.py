@@ -198,6 +198,13 @@ class Checkpoint:
             return stock_specials(self.tokenizer, self.model)
         ids, head = specials(self.tokenizer), self.model.get_output_embeddings()
         rows = head.weight.shape[0] if head is not None else ids.size
+        roles = [ids.pad, ids.bos, ids.mask, ids.gap, ids.fill, ids.end, *ids.lengths]
+        if max(roles) >= rows or len({*roles}) < len(roles):
+            names = self.tokenizer.convert_ids_to_tokens(roles)
+            raise ValueError(
+                f"the tokenizer's special tokens do not fit the model, which has {rows} rows: "
+                f"{dict(zip(names, roles, strict=True))}; copy the model again"
+            )
         # rows that the tokenizer has no entry for are never written
         return replace(ids, banned=(*ids.banned, *range(ids.size, rows)), size=rows) if rows > ids.size else ids
 

@@ -21,7 +21,7 @@ from textdiff.posterior import Decode
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
 from textdiff.sampler import Stop, finished, never, sample
-from textdiff.tokenizer import encode
+from textdiff.tokenizer import check_rows, encode
 from textdiff.tokens import Specials, Tokens, in_order
 from textdiff.validation import check_number
 
@@ -99,6 +99,8 @@ def refine(
     parts = [split(text, spans) for text, spans in zip(texts, keep or [()] * len(texts), strict=True)]
     pages = [[stretch if kept else Gap() for stretch, kept in part] for part in parts]
     drafts = [_row(part, page, tokenizer) for part, page in zip(parts, pages, strict=True)]
+    for draft in drafts:
+        check_rows([token for token, _ in draft], tokenizer, specials)
     x0 = _batch(drafts, specials)
     rows = torch.arange(len(texts)).repeat_interleave(samples)
     key = Key(Key.of(seed, torch.arange(first, first + samples).repeat(len(texts))).state ^ x0.codes()[rows])

@@ -22,8 +22,10 @@ def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tens
     """Tokens (S,) from logits (S, V) by u (S,), and their log-probability (S,): the model's own, before any truncation."""
     if decode.temperature == 0:
         best, ids = logits.max(-1)
+        check_numbers(best)
         return ids, -(logits - best[:, None]).exp_().sum(-1).log().float()
     best = logits.amax(-1, keepdim=True)
+    check_numbers(best)
     weights = (logits - best).exp_()  # each is right to 1 in 10^7, whatever its size
     spans = _spans(weights)
     if decode.truncates or decode.temperature != 1:
@@ -32,6 +34,14 @@ def draw_tokens(logits: Tensor, u: Tensor, decode: Decode) -> tuple[Tensor, Tens
     else:
         ids = _invert(weights, spans, u)
     return ids, (weights.gather(-1, ids[:, None])[:, 0] / spans.sum(-1)).log_().float()
+
+
+def check_numbers(best: Tensor) -> None:
+    """Raise ValueError where the largest of some logits is NaN, as it is if any is: nothing can be drawn from these."""
+    if bool(best.isnan().any()):
+        raise ValueError(
+            "the model's logits are NaN: its weights, or half precision, overflow; load it in float32, or use another model"
+        )
 
 
 def _spans(weights: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from textdiff.rules import Rule, posterior
 from textdiff.sampler import Stop, finished, never, sample
 from textdiff.selecting import SELECTS, Select
 from textdiff.spelling import lead_of, pieces, read_gap
-from textdiff.tokenizer import encode
+from textdiff.tokenizer import check_rows, encode
 from textdiff.tokens import Specials, Tokens
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ def prepare(
     slots: list[int] = []
     for number, part in enumerate(parts):
         if isinstance(part, str):
-            row += [(token, True, False, True, 0) for token in tokens_of(parts, number, tokenizer)]
+            ids = tokens_of(parts, number, tokenizer)
+            check_rows(ids, tokenizer, specials)
+            row += [(token, True, False, True, 0) for token in ids]
             continue
         try:
             constraint = constraint_of(

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from textdiff.checkpoint import Checkpoint
 from textdiff.denoiser.base import Denoiser
+from textdiff.drawing import check_numbers
 from textdiff.filling import tokens_of
 from textdiff.gaps import TOUCHING, Gap, Parts, check, parse, place, tidy
 from textdiff.keys import Key
@@ -31,7 +32,7 @@ from textdiff.process.base import Process
 from textdiff.spelling import lead_of, read_gap
 from textdiff.stock import Route, checkpoint_route
 from textdiff.terminal import to_json
-from textdiff.tokenizer import encode
+from textdiff.tokenizer import check_rows, encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
 
@@ -216,7 +217,8 @@ def spelt(
 
 
 def _readable(ids: list[int], text: str, tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> list[int]:
-    """The ids themselves. ValueError where one is no text, as [UNK] is."""
+    """The ids themselves. ValueError where one is no text, as [UNK] is, or is beyond the model's rows."""
+    check_rows(ids, tokenizer, specials)
     strange = sorted({*ids} & {*specials.not_text})
     if strange:
         name = tokenizer.convert_ids_to_tokens(strange[0])
@@ -245,6 +247,7 @@ def measure(
         key = Key(Key.of(seed, torch.tensor([place % draws for place in mine])).state ^ x0.codes())
         with denoiser.lock:
             values[mine] = udm.bound(x0.to(device), key.to(device)).cpu()
+    check_numbers(values)
     values = values.view(len(rows), draws)
     spread = values - values.mean(1, keepdim=True)
     return values.mean(1), spread.square().sum(1) / max(draws - 1, 1) / draws

@@ -6,7 +6,8 @@ so every tokenizer here has that set, and it is saved with the tokenizer. Specia
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,8 +183,37 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Ids of the text and nothing else: no special token, no truncation. Raises ValueError for a lone surrogate."""
-    return tokenizer(_checked(text), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    """Return the ids of a text and nothing else: no special token, no truncation.
+
+    Raises:
+        ValueError: For a lone surrogate, and for a tokenizer that fails on the text.
+    """
+    with panics_are_errors():
+        return tokenizer(_checked(text), add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+
+
+def check_rows(ids: Iterable[int], tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> None:
+    """Raise ValueError, naming the token, where one of a text's ids is beyond the rows that the model has."""
+    for number in ids:
+        if 0 < specials.size <= number:
+            raise ValueError(
+                f"the text has the token {tokenizer.convert_ids_to_tokens(number)!r} of id {number}, and the model has "
+                f"{specials.size} rows; call model.resize_token_embeddings(len(tokenizer)), or leave the token out"
+            )
+
+
+@contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """A panic of the tokenizer's Rust code, as over a pattern that backtracks without end, is a ValueError of one line."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"the tokenizer fails on this text ({reason[:120]}); use another tokenizer") from None
 
 
 def _checked(text: str) -> str:

@@ -60,9 +60,11 @@ def search(denoiser: Speaker, x: Tokens, decode: Decode, key: Key) -> Tokens:
     u = key.uniform(x.ids.shape[1])
     rows = marks.any(1).nonzero()[:, 0].tolist()
     asked = [_ask(denoiser, x[row : row + 1], decode) for row in rows]
-    scores = iter(_say(denoiser, [look for one in asked for look in one.looks]))
+    scores = iter(_say(denoiser, [look for one in asked for look in one.looks], decode))
     for row, one in zip(rows, asked, strict=True):
-        found = one.evidence([next(scores) for _ in one.looks])
+        said = [next(scores) for _ in one.looks]
+        # where the deadline left no time for all looks, their lengths would not compare: the prior alone decides
+        found = one.evidence([score for score in said if score is not None] if None not in said else [0.0] * len(said))
         counts[row, one.columns] = one.choose(found, decode, u[row, one.columns]).to(counts)
     return opened(x, counts, denoiser.specials)
 
@@ -218,7 +220,7 @@ def evidence(denoiser: Speaker, text: Tokens, columns: Tensor, allowed: list[lis
               each: int, room: int) -> list[Tensor]:  # fmt: skip
     """log p(context | n masks) of one text (1, L), at every length tried of every gap."""
     one = _Asked(columns, allowed, tried, room, _looked(text, columns, allowed, tried, each, room, denoiser.specials))
-    return one.evidence(_say(denoiser, one.looks))
+    return one.evidence([score for score in _say(denoiser, one.looks, Decode()) if score is not None])
 
 
 def _sides(text: Tokens, column: int, specials: Specials) -> list[list[int]]:
@@ -243,12 +245,16 @@ def _looks(text: Tokens, columns: Tensor, sizes: Tensor, gap: int, sides: list[l
             yield _Look(gap, int(sizes[gap]), len(sides), whole, turn >= now, turn == now)
 
 
-def _say(denoiser: Speaker, rows: list[_Look]) -> list[float]:
-    """What each row says of the words it is asked for, summed. Rows of like width go together, whatever their texts."""
+def _say(denoiser: Speaker, rows: list[_Look], decode: Decode) -> list[float | None]:
+    """What each row says of the words it is asked for, summed. Rows of like width go together, whatever their texts.
+
+    None for rows that the deadline left no time for.
+    """
     sizes = [look.text.ids.shape[1] for look in rows]
     order = sorted(range(len(rows)), key=lambda row: sizes[row])
-    scores, begin = [0.0] * len(rows), 0
-    while begin < len(order):
+    scores: list[float | None] = [None] * len(rows)
+    begin = 0
+    while begin < len(order) and not decode.expired:
         end = begin + 1
         while end < len(order) and end - begin < ROWS and (end + 1 - begin) * sizes[order[end]] <= TOKENS:
             end += 1

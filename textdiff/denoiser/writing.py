@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textdiff.denoiser.feeding import Stream
 from textdiff.denoiser.pages import Leash, Page, open_words
-from textdiff.drawing import draw_tokens
+from textdiff.drawing import check_numbers, draw_tokens
 from textdiff.keys import Key
 from textdiff.posterior import Decode
 from textdiff.tokens import Specials
@@ -47,6 +47,7 @@ def choose(
     rank: instead of a draw, the token so many places below the most probable one, as far as there are any.
     """
     own, total = scores, scores.logsumexp(-1)
+    check_numbers(total)
     scores = processed(scores, read, decode)
     masked = scores.masked_fill(~words, -torch.inf)
     if bool(masked.isneginf().all(1).any()):

@@ -13,7 +13,7 @@ from textdiff.pipelines.base import TextPipeline
 from textdiff.pipelines.chat import checked_chat, is_chat, render
 from textdiff.pipelines.options import SAMPLING, check_options, check_stops
 from textdiff.sequences import draw_different
-from textdiff.tokenizer import encode
+from textdiff.tokenizer import check_rows, encode, panics_are_errors
 from textdiff.validation import check_text
 
 TASK = "text-diffusion"
@@ -63,13 +63,17 @@ class TextDiffusionPipeline(TextPipeline):
         if is_chat(inputs):
             messages = checked_chat(inputs)
             text = render(self.tokenizer, messages)
-            ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+            with panics_are_errors():
+                ids = list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=False)["input_ids"])
+            check_rows(ids, self.tokenizer, self.route.specials)
             # a template says how a chat begins; a stand-in for the BOS that the tokenizer lacks does not
             own = ids[:1] == [bos] or (self._stands_in(bos) and len(ids) > 0)
             return {"prompt": messages, "head": ids[0] if own else bos, "ids": ids[1:] if own else ids}
         prompt = check_text('a prompt, or messages with "role" and "content",', inputs)
         # a word's space belongs to the word: the one that ends a prompt is the model's to write
-        return {"prompt": prompt, "head": bos, "ids": encode(self.tokenizer, prompt.removesuffix(" "))}
+        ids = encode(self.tokenizer, prompt.removesuffix(" "))
+        check_rows(ids, self.tokenizer, self.route.specials)
+        return {"prompt": prompt, "head": bos, "ids": ids}
 
     def _stands_in(self, bos: int) -> bool:
         """Whether a stock model's BOS is another token of its tokenizer, such as the end of a text."""

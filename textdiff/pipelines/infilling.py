@@ -151,6 +151,8 @@ class TextInfillingPipeline(TextPipeline):
             [texts] if isinstance(texts, str) else list(check_items("texts", texts, example='["a draft", "another"]'))
         )
         phrases = check_strings("keep", keep)
+        if "guidance" in given and not phrases:
+            raise ValueError("guidance has no effect without text that stays; name some by keep, or leave guidance out")
         for phrase in phrases:
             if not any(isinstance(draft, str) and phrase in draft for draft in drafts):
                 raise ValueError(f"{phrase!r} is in no draft, so it cannot be kept; copy it as it stands there")
