@@ -58,7 +58,9 @@ def test_every_way_of_filling_keeps_its_time(path: str, clock: Clock) -> None:
     check(late)
     assert late["calls"] <= whole["calls"] and late["calls"] <= 12
     lengths = [len(result["gaps"][1]["tokens"]) for result in (whole, late)]
-    assert lengths[1] <= lengths[0] or path == "parallel" or path.startswith(("masked", "both"))  # these draw lengths first
+    assert (
+        lengths[1] <= lengths[0] or path == "parallel" or path.startswith(("masked", "both"))
+    )  # these draw lengths first
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -60,10 +60,11 @@ class Continuing(Denoiser):
     eos: the tokens that end a text, by default what the config says.
 
     At temperature 0 nothing is drawn: the particles are the K most probable first words, each followed by what is most
-    probable then, and that cut is taken which makes the first word and the text on the right most probable. The words that
-    follow by themselves are not counted, as they are not where continuations are drawn: the most probable filling would be
-    the shortest one. At other temperatures and with top_k, top_p, words are drawn from the law so changed; the evidence is
-    always the model's own.
+    probable then, and that cut is taken which makes the first word and the text on the right most probable. This is a search
+    of K candidates, and may miss the most probable filling. Where the length is not given the words after the first are not
+    counted, as they are not where continuations are drawn: the most probable filling would be the shortest one.
+    At other temperatures and with top_k, top_p, words are drawn from the law so changed; the evidence is always the model's
+    own.
     """
 
     timeless = joint = True
@@ -278,8 +279,9 @@ class _Swarm:
                 draft, fed[k] = drafts[k], word
                 draft.words.append(word)
                 draft.scores.append(sure)
-                # at temperature 0 the words follow by themselves; the first is a choice
-                draft.mass += mass if self.decode.temperature else sure if turn == 0 else 0.0
+                # at temperature 0 the first word is a choice, the others follow; fillings of one length compare whole
+                counts = turn == 0 or draft.leash.known
+                draft.mass += mass if self.decode.temperature else sure if counts else 0.0
             after = pushed([drafts[k].leash for k in going], choice.ids.tolist())
             for k, leash in zip(going, after, strict=True):
                 drafts[k].leash = leash
