@@ -39,12 +39,14 @@ WRONG: dict[str, list[Any]] = {
     "top_p": [*NO_NUMBER, 0, 1.5],
     "min_p": [*NO_NUMBER, 1.5],
     "max_gap": NO_INTEGER,
-    "max_calls": NO_INTEGER,
+    "max_calls": [-1, 1.5, "2", True, math.nan],
     "seed": [1.5, "2", True, math.nan, [1]],
     "banned": NO_STRINGS,
     "must": NO_STRINGS,
     "logits_processor": ["x", {"a": 1}, [3], 3],
     "on_error": ["skip", 3, True],
+    "draws": NO_INTEGER,
+    "window": NO_INTEGER,
     "max_new_tokens": NO_INTEGER,
     "min_new_tokens": [-1, 1.5, "2", True],
     "stop_strings": ["", {"a": 1}, 3, [""], [None]],
@@ -78,6 +80,8 @@ def entrances(fill: Any, write: Any) -> dict[str, tuple[Callable[..., Any], tupl
             (*FILLING, "batch_size"),
         ),
         "refine": (lambda **options: fill.refine(DRAFT, 0.5, **options), REFINING),
+        "score": (lambda **options: fill.score("We go", **options), ("draws", "window", "seed")),
+        "rank": (lambda **options: fill.rank("We [GAP] on", ["go", "are"], **options), ("draws", "seed")),
         "diffusion": (lambda **options: write("We", **options), (*WRITING, "batch_size")),
         "diffusion, construction": (
             lambda **options: pipeline("text-diffusion", **made, **options),
@@ -92,6 +96,8 @@ NAMES = (
     "infilling, iterator",
     "infilling, construction",
     "refine",
+    "score",
+    "rank",
     "diffusion",
     "diffusion, construction",
 )
@@ -113,14 +119,14 @@ def test_wrong_values_are_refused_by_name(fill: Any, write: Any, entrance: str) 
 @pytest.mark.parametrize("entrance", NAMES)
 def test_unknown_options_are_named_with_those_there_are(fill: Any, write: Any, entrance: str) -> None:
     call, names = entrances(fill, write)[entrance]
-    with pytest.raises(ValueError, match=r"unknown option temprature, did you mean temperature\?; there are "):
-        call(temprature=1.0)
+    with pytest.raises(ValueError, match=r"unknown option sed, did you mean seed\?; there are "):
+        call(sed=1)
     for name in set(WRONG) - set(names) - {"batch_size"}:
         with pytest.raises(ValueError, match=f"unknown option {name}"):
             call(**{name: 1})
 
 
-@pytest.mark.parametrize("entrance", ["infilling", "refine", "diffusion"])
+@pytest.mark.parametrize("entrance", ["infilling", "refine", "score", "rank", "diffusion"])
 def test_none_is_not_given(fill: Any, write: Any, entrance: str) -> None:
     call, names = entrances(fill, write)[entrance]
     assert call(**dict.fromkeys(names)) == call()

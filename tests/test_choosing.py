@@ -16,7 +16,9 @@ import textdiff.pipelines  # noqa: F401  (makes the task known)
 from textdiff import choosing
 from textdiff.filling import Infill, prepare
 from textdiff.gaps import parse
+from textdiff.keys import Key
 from textdiff.pipelines import TextInfillingPipeline
+from textdiff.posterior import Decode
 
 CHOICES = ("a", "b b", "c a b", "c")
 TEXT = "b [GAP:a|b b|c a b|c] c [GAP:a|c c] a"
@@ -36,22 +38,15 @@ def enumerated(kind: str) -> tuple[TextInfillingPipeline, dict[tuple[str, str], 
 
 
 @pytest.mark.parametrize("kind", EXACT)
-def test_choices_are_drawn_by_the_enumerated_law(kind: str) -> None:
-    """3,000 texts, 8 combinations. The likeliest at temperature 0; each score is the log of its
-    part of the law. The law of the second gap turned round, and that of another temperature, are told apart."""
+def test_choices_have_the_enumerated_law(kind: str) -> None:
+    """8 combinations, all of them, the likeliest first; each score is the log of its part of the law."""
     fill, law = enumerated(kind)
     (best,) = fill(TEXT, temperature=0.0)
     assert tuple(gap["text"] for gap in best["gaps"]) == max(law, key=law.__getitem__)
-    found = fill(TEXT, temperature=1.0, num_return_sequences=3000)
-    seen = Counter(tuple(gap["text"] for gap in one["gaps"]) for one in found)
-    assert fit(seen, law) > 1e-6
-    assert fit(seen, {(v, "c c" if w == "a" else "a"): p for (v, w), p in law.items()}) < 1e-6
-    hot = Counter(
-        tuple(gap["text"] for gap in one["gaps"]) for one in fill(TEXT, temperature=9.0, num_return_sequences=3000)
-    )
-    assert fit(hot, law) < 1e-6
-    for one in [best, *found[:5]]:
-        pair = tuple(gap["text"] for gap in one["gaps"])
+    found = fill(TEXT, temperature=1.0, num_return_sequences=9)
+    pairs = [tuple(gap["text"] for gap in one["gaps"]) for one in found]
+    assert pairs == sorted(law, key=law.__getitem__, reverse=True)
+    for pair, one in zip(pairs, found, strict=True):
         first = sum(p for other, p in law.items() if other[0] == pair[0])
         assert math.exp(one["score"]) == pytest.approx(law[pair], rel=1e-3)
         assert math.exp(one["gaps"][0]["score"]) == pytest.approx(first, rel=1e-3)
@@ -59,15 +54,35 @@ def test_choices_are_drawn_by_the_enumerated_law(kind: str) -> None:
         assert one["gaps"][0]["tokens"] == [pair[0]] and one["calls"] >= 1
 
 
+def test_choices_are_drawn_without_replacement() -> None:
+    """3,000 draws of two of four: the first by the law, the second by the law of what is left (chi-square, p > 1e-6, with
+    the law turned round and another temperature as controls)."""
+    law = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    u = Key.of(0, 3000).uniform(2)
+
+    def seen(temperature: float) -> Counter[tuple[int, ...]]:
+        decode = Decode(temperature=temperature)
+        return Counter(tuple(choosing._drawn(law.log(), row, decode)) for row in u)
+
+    pairs = {(i, j): float(law[i] * law[j] / (1 - law[i])) for i in range(4) for j in range(4) if i != j}
+    assert fit(seen(1.0), pairs) > 1e-6
+    assert fit(seen(1.0), {(j, i): p for (i, j), p in pairs.items()}) < 1e-6
+    assert fit(seen(3.0), pairs) < 1e-6
+    assert choosing._drawn(law.log(), torch.ones(9) / 2, Decode(temperature=0.0)) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("path", [name for name in STOCK if not name.startswith(("masked", "both"))])
 def test_every_tokenizer_that_scores_exactly(path: str) -> None:
     """Text, offsets, seeds and batches as ever; banned strings and what cannot be spelt are no choice."""
     fill, text = filler(path), "We [GAP:the People|form] of [GAP:wine|red|green]."
     together = fill([text, "We [GAP:1] of", text + " [GAP:yes|no]"], num_return_sequences=3)
-    assert [len(one) for one in together] == [3, 3, 3]
+    assert len(together[0]) == len(together[2]) == 3
     assert together[0] == fill(text, num_return_sequences=3)
-    one, other = (fill(text, num_return_sequences=9, temperature=50.0, seed=seed) for seed in (0, 1))
-    assert one != other and one == fill(text, num_return_sequences=9, temperature=50.0, seed=0)
+    drawn = [fill(text, num_return_sequences=2, temperature=50.0, seed=seed) for seed in range(9)]
+    assert any(one != drawn[0] for one in drawn) and drawn[0] == fill(text, num_return_sequences=2, temperature=50.0)
+    every = fill(text, num_return_sequences=9)  # there are six
+    assert len({one["generated_text"] for one in every}) == len(every) == 6
+    assert [one["score"] for one in every] == sorted((one["score"] for one in every), reverse=True)
     for one in together[0]:
         words = [gap["text"] for gap in one["gaps"]]
         assert one["generated_text"] == f"We {words[0]} of {words[1]}." and one["score"] <= 0

@@ -232,7 +232,8 @@ def check(path: str, case: Case, tally: Counter[str]) -> None:
             assert "\n" not in reason and any(re.search(known, reason) for known in REASONS), (whole, reason)
             tally["refused"] += 1
             continue
-        assert len(result) == case.options["num_return_sequences"]
+        texts = [filled["generated_text"] for filled in result]
+        assert 1 <= len(texts) <= case.options["num_return_sequences"] and len({*texts}) == len(texts)
         for filled in result:
             assert_promises(whole, filled, case.options, special, once)
     # one of them alone, as parts; some of the others without it, the other way round

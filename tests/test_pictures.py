@@ -21,6 +21,7 @@ from textdiff.checkpoint import kind_of, rule_of
 from textdiff.cli import main
 from textdiff.images import Images
 from textdiff.keys import Key
+from textdiff.manifest import MANIFEST
 from textdiff.pictures.checkpoint import PictureCheckpoint, PictureConfig, PictureDiffusion, load_checkpoint
 from textdiff.pictures.data import PicturesConfig, load_pictures
 from textdiff.pictures.recipe import PictureModelConfig, PictureRecipe, measure
@@ -342,7 +343,7 @@ def test_the_judge_knows_real_digits_and_not_noise() -> None:
 
 def test_evaluate(run: Any) -> None:
     """A row of real images, then one per model and rule; as JSON the same rows."""
-    words = ("evaluate", "hot", "cold", "--samples", "40", "--rules", "posterior@2", "fresh@1")
+    words = ("evaluate", "hot", "cold", "--samples", "40", "--rules", "posterior@2", "--rules", "fresh@1")
     code, said = run(*words)
     assert code == 0 and said.count("| hot |") == said.count("| cold |") == 2 and "| real images |" in said
     code, said = run(*words, "--json")
@@ -382,7 +383,7 @@ IMAGE = ("train", "--kind", "image", "--out", "new")
         ((*IMAGE, "--model.path", "idx"), ["idx is no model of pixels"]),
         ((*IMAGE, "--dataset", "idx", "--model.path", "hot", "--data.size", "4"), ["(1, 4, 4)", "(1, 8, 8)"]),
         (("generate", "hot", "--label", "x"), ["no class 'x'", "0, 1, 2"]),
-        (("generate", "hot", "--prompt", "My"), ["--prompt 'My'", "model of images"]),
+        (("generate", "hot", "--prompt", "My"), ["--prompt", "model of images"]),
         (("generate", "hot", "--temperature", "0"), ["temperature 0.0 is for texts"]),
         (("generate", "hot", "--num-steps", "0"), ["num_steps 0 is not positive"]),
         (("generate", "hot", "--num-return-sequences", "0"), ["num_return_sequences 0 is not positive"]),
@@ -441,6 +442,9 @@ def test_weights_that_are_cut_short(world: Path, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "short")
     weights = tmp_path / "short" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is not the file that was saved"):
+        load_checkpoint(tmp_path / "short")
+    (tmp_path / "short" / MANIFEST).unlink()
     with pytest.raises(ValueError, match="short is cut short or damaged"):
         load_checkpoint(tmp_path / "short")
 

@@ -42,7 +42,9 @@ def choose(
     page: Page, *, denoiser: Denoiser, process: Process, tokenizer: "PreTrainedTokenizerBase", specials: Specials,
     kind: str, decode: Decode, seed: int = 0, samples: int = 1,
 ) -> list[Infill] | None:  # fmt: skip
-    """Samples of a page by the score of each combination (`scoring.scorer`, of an exact kind); None where none fits.
+    """Different samples of a page, the likeliest first, by the score of each combination (`scoring.scorer`, exact).
+
+    Fewer than `samples` where there are no others; None where none fits.
 
     A gap's score is the log-probability of its choice, given those left of it, among the combinations that fit: what the
     tokenizer can spell, what is not banned, what the model can read.
@@ -54,9 +56,18 @@ def choose(
         nats, _ = measure([x0 for _, x0 in found], denoiser, process, specials, kind, 1, seed, FEW)
     law = (-nats).log_softmax(0)
     u = Key(Key.of(seed, samples).state ^ found[0][1].codes()).uniform(1)[:, 0]
-    chosen = draw_tokens(law.expand(samples, -1), u, decode)[0].tolist()
+    chosen = sorted(_drawn(law, u, decode), key=law.__getitem__, reverse=True)
     read = {number: _read(page, found, law, number, calls[0]) for number in {*chosen}}
     return [read[number] for number in chosen]
+
+
+def _drawn(law: Tensor, u: Tensor, decode: Decode) -> list[int]:
+    """As many different combinations as there are u, or all: each in proportion to the law among those that are left."""
+    left, chosen = law.clone(), list[int]()
+    for one in u[: len(law)]:
+        chosen.append(int(draw_tokens(left[None], one[None], decode)[0]))
+        left[chosen[-1]] = -torch.inf
+    return chosen
 
 
 def _fitting(

@@ -189,10 +189,14 @@ def text_of(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Se
 
 
 def settled(tokenizer: "PreTrainedTokenizerBase", specials: Specials, strings: Sequence[str]) -> Stop:
-    """Texts end as soon as one of the strings stands in what is written without a hole: later words cannot matter."""
+    """Texts end as soon as one of the strings stands in what is written without a hole: later words cannot matter.
 
-    def stop(x: Tokens, t: Tensor) -> Tensor:
-        open_ = (x.ids == specials.mask) | (x.ids == specials.gap)
+    A word that is in doubt may become another one, so it is a hole.
+    """
+
+    def stop(state: Any, t: Tensor) -> Tensor:
+        x: Tokens = getattr(state, "tokens", state)  # of vectors, what is known of the text
+        open_ = (x.ids == specials.mask) | (x.ids == specials.gap) | x.doubtful | x.surplus
         written = x.valid & ~x.fixed & ~(open_.long().cumsum(1) > 0)
         texts = [text_of(tokenizer, [], ids[own].tolist()) for ids, own in zip(x.ids, written, strict=True)]
         return torch.tensor([any(string in text for string in strings) for text in texts], device=t.device)

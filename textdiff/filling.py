@@ -229,6 +229,10 @@ def infill(
     Past `decode.deadline` each sample is the best of the candidates that are finished, and one is finished for each.
     ValueError for a text that is longer than the model reads; none grows beyond that.
     """
+    if isinstance(texts, str):
+        raise ValueError(
+            f"texts must be a list of texts, each a list of parts; got {texts[:60]!r}. Give [gaps.parse(text)]"
+        )
     pages = [t if isinstance(t, Page) else prepare(t, tokenizer, specials, longest=denoiser.longest) for t in texts]
     start, constraints = _batch(pages, specials)
     drawn = samples * candidates

@@ -20,12 +20,15 @@ from transformers import EosTokenCriteria, GenerationConfig, MaxLengthCriteria, 
 from transformers.utils import ModelOutput
 
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file
+from textdiff.clocks import steps_of
 from textdiff.continuation import Size, Written, write
 from textdiff.denoiser.shared import counting, lock_of
 from textdiff.posterior import Decode
 from textdiff.rulebook import rule_of
+from textdiff.rules import Rule
 from textdiff.tokenizer import load_tokenizer
 from textdiff.tokens import Specials
+from textdiff.validation import check_integer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,7 +55,7 @@ def generate(
     generation_config: GenerationConfig | None = None, *, checkpoint: Checkpoint | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None, streamer: Any = None, seed: int | None = None,
     generator: torch.Generator | None = None, num_denoising_steps: int | None = None,
-    max_denoising_steps: int | None = None, rule: str | None = None, inputs_tensor: Tensor | None = None,
+    max_denoising_steps: int | None = None, rule: str | Rule | None = None, inputs_tensor: Tensor | None = None,
     **model_inputs: Any,
 ) -> Tensor | DiffusionOutput:  # fmt: skip
     """Go on from `input_ids` (B, L), padding where attention_mask (B, L) is 0: the sequences (B, L + new), right-padded.
@@ -79,8 +82,8 @@ def generate(
         num_denoising_steps, max_denoising_steps, *_own(config, "num_denoising_steps", "max_denoising_steps")
     )
     wanted = {
-        "steps": texts.config.num_steps if steps is None else steps,
-        "rule": rule_of(rule or texts.config.rule),
+        "steps": texts.config.num_steps if steps is None else steps_of(steps),
+        "rule": rule if isinstance(rule, Rule) else rule_of(texts.config.rule if rule is None else rule),
         "decode": _decode(config, logits_processor),
         "seed": _seed(_first(seed, *_own(config, "seed")), generator),
     }
@@ -205,7 +208,7 @@ def _decode(config: GenerationConfig, processors: Any) -> Decode:
 
 def _seed(seed: int | None, generator: torch.Generator | None) -> int:
     if seed is not None:
-        return seed
+        return check_integer("seed", seed)
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**62, (1,), generator=generator, device=device))
 

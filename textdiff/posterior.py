@@ -114,7 +114,7 @@ class Decode:
         check_number("min_p", self.min_p, least=0, most=1)
         check_integer("top_k", self.top_k, least=0)
         check_integer("max_gap", self.max_gap, least=1)
-        check_integer("max_calls", self.max_calls, least=1)
+        check_integer("max_calls", self.max_calls, least=0)
 
     @classmethod
     def within(cls, seconds: float | None) -> float:

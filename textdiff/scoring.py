@@ -35,6 +35,7 @@ from textdiff.terminal import to_json
 from textdiff.tokenizer import check_rows, encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
+from textdiff.validation import check_integer, check_items, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +92,10 @@ def score(
     ValueError for a text that is longer than the model can score, or that its tokenizer cannot spell.
     """
     longest = _longest(denoiser, process, specials)
-    if window is not None and not 1 <= window <= (longest or window):
+    texts = [check_text("a text", text) for text in check_items("texts", texts, example='["a text", "another"]')]
+    check_integer("seed", seed)
+    check_integer("draws", draws, least=1)
+    if window is not None and not 1 <= check_integer("window", window) <= (longest or window):
         raise ValueError(f"window {window} is not between 1 and what the model scores at once, {longest} tokens")
     rows, owner, counts = [], [], []
     for number, text in enumerate(texts):
