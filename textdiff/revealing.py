@@ -61,7 +61,7 @@ def ranked(order: Order = drawn, block: int = 0) -> Rule:
 
 def _ranked(order: Order, block: int, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
     noise, hidden = process.infer(xt, draw, t, key), process.hidden(xt, draw)
-    shown, lane = process.shown(draw.x0, noise, s), lanes(draw, block)
+    shown, lane = process.shown(draw.x0, noise, s), _turns(draw, block)
     due = (hidden if shown is None else hidden & shown).sum(1, keepdim=True)
     last = lane.masked_fill(~hidden, _FAR).sort(1).values.gather(1, (due - 1).clamp_min(0))
     near = hidden & (lane <= last) & (due > 0)  # no other one can be revealed in this step
@@ -77,7 +77,7 @@ def revealing(pick: Pick, block: int = 0) -> Rule:
 def _revealing(
     pick: Pick, block: int, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key
 ) -> Noise:
-    noise, hidden, lane = process.infer(xt, draw, t, key.fold(0)), process.hidden(xt, draw), lanes(draw, block)
+    noise, hidden, lane = process.infer(xt, draw, t, key.fold(0)), process.hidden(xt, draw), _turns(draw, block)
     near = hidden & (lane == lane.masked_fill(~hidden, _FAR).amin(1, keepdim=True))
     now = near & pick(draw, near, key.fold(1)) | (s == 0)[:, None]
     return process.deal(noise, draw.x0, hidden & ~now, s, key.fold(2))
@@ -146,6 +146,11 @@ def lanes(draw: Draw, block: int) -> Tensor:
     starts[:, 1:] = draw.lane[:, 1:] != draw.lane[:, :-1]
     inside = before - before.masked_fill(~starts, 0).cummax(1).values
     return draw.lane * free.shape[1] + inside.div(block, rounding_mode="floor")
+
+
+def _turns(draw: Draw, block: int) -> Tensor:
+    """(B, M) in which turn each element comes: by the blocks of the rule, or where it has none by those of the model."""
+    return lanes(draw, block) if block or draw.lane is None else draw.lane
 
 
 def _check_block(block: int) -> None:

@@ -45,6 +45,8 @@ def evenly(number: Tensor, steps: Tensor) -> Tensor:
 class Rule:
     """choose: which noise goes back in. A function of your own is a rule: `Rule(function)`.
 
+    ordered: whether it can be run block by block, by models that write so: each block is then begun when those before it
+        are done, and nothing in these is hidden again but with all that follows.
     when: (process, x, t) -> (B,) the latest moment before t at which the state changes under this rule. Steps before it are
         not taken, where the denoiser is not told t: they would leave x as it is.
     times: (number, steps) -> (B,) where on the way from noise, 1, to data, 0, a row is after so many of its steps.
@@ -53,9 +55,23 @@ class Rule:
     choose: Choice
     when: When = always
     times: Times = evenly
+    ordered: bool = True
 
     def __call__(self, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-        return self.choose(process, xt, draw, t, s, key)
+        """The noise that goes back in, whatever is drawn of the guess yet.
+
+        Raises:
+            ValueError: For a process that this rule does not cover, or a model that writes in blocks and a rule that
+                cannot be run block by block.
+        """
+        if draw.lane is not None and not self.ordered:
+            raise ValueError(
+                "this rule hides single words again wherever they stand, and a model that writes block by block does not "
+                "read what follows a block; use posterior, partial, ranked, threshold, budget or top"
+            )
+        draw = draw.drawn(process.reads(draw))
+        noise = self.choose(process, xt, draw, t, s, key)
+        return noise if draw.lane is None else process.in_turn(noise, draw.x0, draw.lane)
 
 
 def _fresh(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:

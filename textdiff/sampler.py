@@ -83,6 +83,7 @@ def sample(
             ahead = clock.to(torch.where(stop(x, clock.t), 0.0, when(process, x, clock.t)))
             turn = key.fold(2 * (ahead.number - 1)), key.fold(2 * (ahead.number - 1) + 1)
             draw = denoiser(x, clock.t).draft(decode, turn[0])
+            draw = draw.drawn(process.reads(draw))
             noise = rule(process, x, draw, clock.t, ahead.t, turn[1])
             draw = draw.drawn(process.shown(draw.x0, noise, ahead.t))
             x, clock = process.corrupt(draw.x0, noise, ahead.t), ahead

@@ -33,6 +33,7 @@ from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens, repeat
 
 DELETE, MASK, REPLACE = 0, 1, 2
+LATER = 1 << 20  # a use of a key that no word has
 
 
 class EditNoise(NamedTuple):
@@ -129,6 +130,7 @@ class Edit(Process):
         return Draw(x0, place.masked_fill(~x0.valid, 0), x0.score)
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> EditNoise:
+        draw = draw.drawn()
         x0, fresh = draw.x0, self.noise(draw.x0, key.fold(0))
         place, known = draw.place, ~self._ended(t)
         if not place.numel():
@@ -144,9 +146,13 @@ class Edit(Process):
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)
 
+    def shown(self, x0: Tokens, noise: EditNoise, s: Tensor) -> Tensor:
+        return noise.u >= self.schedule.beta(s)[:, None]
+
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         if not draw.place.numel():
             return super().hidden(xt, draw)
+        draw = draw.drawn()
         return (draw.seen(xt.ids) != draw.x0.ids) & ~draw.x0.fixed & draw.x0.valid
 
     def rank(self, noise: EditNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None) -> EditNoise:
@@ -154,6 +160,9 @@ class Edit(Process):
 
     def deal(self, noise: EditNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> EditNoise:
         return noise._replace(u=self.uniform.deal(noise.u, x0, hide, self.schedule.beta(s)[:, None], key))
+
+    def in_turn(self, noise: EditNoise, x0: Tokens, lane: Tensor) -> EditNoise:
+        return noise._replace(u=self.uniform.rank(noise.u, x0.valid & ~x0.fixed, noise.u, lane))
 
     def log_likelihood(self, xt: Tokens, x0: Tokens, t: Tensor) -> Tensor:
         """(B,) log q(x_t | x_0) of states before t = 1, float64: the pair-HMM's total.
@@ -233,21 +242,19 @@ class Edit(Process):
         gone, masked = seen == self.specials.gap, seen == self.specials.mask
         edited = seen != x0.ids
         u = self.uniform.infer(x0, torch.where(edited, 0.0, beta), torch.where(edited, beta, 1.0), key.fold(0))
-        shares = torch.tensor(self.kinds, dtype=torch.float64, device=xt.ids.device)
-        either = shares.clone()
-        either[REPLACE] = 0
-        unknown = (
-            _pick(either, key.fold(1).uniform(place.shape[1])) if float(either.sum()) else torch.full_like(seen, MASK)
-        )
+        # a counted token with a mask may have been meant to go: it is shown as a mask either way
         kind = torch.where(edited, torch.where(gone, DELETE, torch.where(masked, MASK, REPLACE)), fresh.kind)
-        kind = torch.where(masked & x0.counted, unknown, kind)  # it could not be deleted
         word = torch.where(edited & ~gone & ~masked, seen, fresh.word)
         return EditNoise(u, kind, word, *self._came(xt, x0, place, t, key.fold(2)))
 
     def _came(self, xt: Tokens, x0: Tokens, place: Tensor, t: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-        """when, what (B, L, K) of the words that have come in: what is no element of x_0, after the last one before it.
+        """when, what (B, L, K) of the words that come in: those seen are no element of x_0, after the last one before them.
 
-        Those that are not there at t are not there earlier, so that they need no noise.
+        Those that come after t are drawn as well, for a step that goes forward. Of k words, a seen and b not,
+
+            P(b | a) ~ C(a + b, b) q^b,  q = gamma_1 (1 - r),  r = odds_t / odds_1,
+
+        so that each of the a + 1 places between the seen ones has a geometric number of them, (1 - q) q^b.
         """
         taken = torch.zeros_like(xt.ids).scatter_add(1, place, x0.valid.long()) > 0
         extra = xt.valid & ~taken & (xt.ids != self.specials.gap)
@@ -259,10 +266,28 @@ class Edit(Process):
         number = number - (counts.cumsum(1) - counts).gather(1, owner)
         most = int(counts.max())
         when, what = self._incoming(x0, most, key)
-        here = torch.arange(most, device=counts.device) < counts[..., None]
         row, at = extra.nonzero().T
         what[row, owner[row, at], number[row, at]] = xt.ids[row, at]
-        return torch.where(here, when * self._reach(t)[:, None, None], 1.0), what
+        here = torch.arange(most, device=counts.device) < counts[..., None]
+        when = torch.where(here, when * self._reach(t)[:, None, None], 1.0)
+        return self._with_later(x0, when, what, here, t, key.fold(LATER)) if self.insert else (when, what)
+
+    def _with_later(
+        self, x0: Tokens, when: Tensor, what: Tensor, here: Tensor, t: Tensor, key: Key
+    ) -> tuple[Tensor, Tensor]:
+        """when, what (B, L, K) of the words seen at t, where `here` is set, and between them of those that come later."""
+        (rows, length, seen), reach = when.shape, self._reach(t)[:, None, None]
+        u = torch.stack([key.fold(j).uniform(length) for j in range(seen + 1)], 2)
+        between = (u.log() / (self.insert * (1 - reach)).log()).long()  # geometric, as in `noise`; none where q is 0
+        open_ = torch.cat([(x0.valid & ~x0.sealed)[..., None], here], 2)  # before and after each one seen
+        before = between.masked_fill(~open_, 0).cumsum(2)
+        total = (before[..., -1] + here.sum(2))[..., None]
+        later, words = self._incoming(x0, int(total.max()), key.fold(LATER))
+        later = reach + later * (1 - reach)
+        later = later.masked_fill(torch.arange(later.shape[2], device=later.device) >= total, 1.0)
+        row, token, number = here.nonzero(as_tuple=True)
+        place = row, token, number + before[row, token, number]
+        return later.index_put(place, when[here]), words.index_put(place, what[here])
 
     def _placed(self, xt: Tokens, x0: Tokens, t: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """A place for each element, drawn from all alignments; and the rows in which there is one."""

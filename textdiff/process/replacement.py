@@ -87,6 +87,7 @@ class Replacement(Process):
         return x0.with_(ids=ids, doubtful=doubtful, score=x0.score.masked_fill(gone, 0.0))
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> ReplacementNoise:
+        draw = draw.drawn()
         x0, beta = draw.x0, self.schedule.beta(t)[:, None]
         free = x0.valid & ~x0.fixed
         shown = draw.seen(xt.ids)
@@ -110,11 +111,20 @@ class Replacement(Process):
         pick = key.uniform(inferred.u.shape[1] if self.uniform.independent else 1) < rho
         return ReplacementNoise(*(torch.where(pick, new, old) for new, old in zip(fresh, inferred, strict=True)))
 
+    @property
+    def tied(self) -> bool:
+        """Counts: x_t has a known number of wrong words."""
+        return self.uniform.counts
+
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)
 
+    def shown(self, x0: Tokens, noise: ReplacementNoise, s: Tensor) -> Tensor:
+        return noise.u >= self.schedule.beta(s)[:, None]
+
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         """What the guess says otherwise than x_t: nothing else shows which words are wrong."""
+        draw = draw.drawn()
         return (draw.x0.ids != draw.seen(xt.ids)) & ~draw.x0.fixed & draw.x0.valid
 
     def rank(
