@@ -1,8 +1,8 @@
 """A model that writes block by block has one law, whichever rule it is run by and in however many steps.
 
-Blocks of one word are the causal model itself: all texts against its own chain rule. Blocks of two: every step that was taken,
-given the state it began from and what it left hidden, against each block's words by the model, earlier blocks given. Both by
-enumeration of a toy of two words; chi-square at p > 1e-6, the rate of false alarm. The control takes the order away.
+Blocks of one word are the causal model itself: all texts against its own chain rule. Blocks of two: every step that was
+taken, given the state it began from and what it left hidden, against each block's words by the model, earlier blocks given.
+Both by enumeration of a toy of two words; chi-square at p > 1e-6, the rate of false alarm. The control takes the order away.
 """
 
 import itertools

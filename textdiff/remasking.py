@@ -18,6 +18,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Draw
 from textdiff.process.base import Noise, Process, State
 from textdiff.rules import Rule, Times, evenly
+from textdiff.validation import check_integer, check_number
 
 # (alpha_t (B, 1), alpha_s (B, 1), the guess, which of its tokens x_t shows (B, M)) -> (B, 1) or (B, M)
 Sigma = Callable[[Tensor, Tensor, Draw, Tensor], Tensor]
@@ -32,8 +33,8 @@ def _remasking(sigma: Sigma, process: Process, xt: State, draw: Draw, t: Tensor,
     beta_t, beta_s = process.beta(t)[:, None], process.beta(s)[:, None]
     if process.tied:
         raise ValueError(
-            f"{type(process).__name__} ties tokens together, by spans or counts, so that none can be hidden again by itself; "
-            "use posterior, partial or forward-backward"
+            f"{type(process).__name__} ties tokens together, by spans or counts, so none can be hidden again by itself; use "
+            "posterior, partial or forward-backward"
         )
     noise, free = process.infer(xt, draw, t, key.fold(0)), draw.x0.valid & ~draw.x0.fixed
     shown = process.shown(draw.x0, noise, t)
@@ -79,6 +80,9 @@ def looped(eta: float, level: float = 0.1, begin: float = 0.45, end: float = 0.9
     steps until `end`, hiding eta of the most that is possible again each time; then on to the data.
     """
     _check_share("eta", eta)
+    check_number("level", level, above=0, most=1)
+    if not 0 < check_number("begin", begin) <= check_number("end", end) < 1:
+        raise ValueError(f"begin and end must be shares of the steps, 0 < begin <= end < 1; got {begin} and {end}")
 
     def times(number: Tensor, steps: Tensor) -> Tensor:
         done = number / steps
@@ -119,7 +123,7 @@ def gibbs(rounds: int) -> Rule:
 
     Leave-one-out conditionals have the data as their stationary law. Two steps a round, one of which calls no model.
     """
-    if rounds < 1:
+    if check_integer("rounds", rounds) < 1:
         raise ValueError(f"{rounds} rounds correct nothing; give 1 or more, or take the posterior rule")
 
     def times(number: Tensor, steps: Tensor) -> Tensor:
@@ -172,5 +176,5 @@ def doubting(least: float) -> Rule:
 
 
 def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
+    if not 0 <= check_number(name, value) <= 1:
         raise ValueError(f"{name} {value} is not a share in [0, 1]; 0 hides nothing again")

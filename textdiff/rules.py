@@ -15,6 +15,7 @@ from torch import Tensor
 from textdiff.keys import Key
 from textdiff.posterior import Draw
 from textdiff.process.base import Noise, Process, State
+from textdiff.validation import check_number
 
 Choice = Callable[[Process, State, Draw, Tensor, Tensor, Key], Noise]
 When = Callable[[Process, State, Tensor], Tensor]
@@ -92,7 +93,7 @@ posterior = Rule(_posterior, by_noise)
 
 def partial(rho: float) -> Rule:
     """The posterior with a share rho redrawn: ReMDM with sigma = rho (1 - alpha_s) for masks (arXiv:2503.00307)."""
-    if not 0 <= rho <= 1:
+    if not 0 <= check_number("rho", rho) <= 1:
         raise ValueError(f"rho {rho} is not a share in [0, 1]; 0 is the posterior, 1 the baseline")
     return Rule(bind(_partial, rho))
 
@@ -108,7 +109,7 @@ def sde(scale: float = 1.0) -> Rule:
     The noise keeps what a Markov path would keep, but for `scale` squared of what it would draw anew (Song et al.,
     arXiv:2010.02502, 2011.13456). Gaussian processes alone. ValueError where more than all of the noise would be new.
     """
-    if not 0 <= scale < float("inf"):
+    if check_number("scale", scale) < 0:
         raise ValueError(f"scale {scale} of the noise is not a number from 0 on; 0 is the ODE, 1 the reverse SDE")
     return Rule(bind(_sde, scale))
 

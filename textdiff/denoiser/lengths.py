@@ -57,9 +57,7 @@ class LengthFirst(Posterior):
             where = where | x0.doubtful
         look = self.look(x0, decode, key.fold(1).uniform(where.shape[1]))
         if wrong:  # the word seen is no guess yet
-            x0 = x0.with_(
-                ids=x0.ids.masked_fill(where, self.specials.mask), doubtful=torch.zeros_like(x0.doubtful)
-            )
+            x0 = x0.with_(ids=x0.ids.masked_fill(where, self.specials.mask), doubtful=torch.zeros_like(x0.doubtful))
         return Draw(x0, place, torch.zeros(where.shape, device=where.device), where, look)
 
     def _opened(self, decode: Decode, key: Key) -> tuple[Tokens, Tensor]:

@@ -36,6 +36,7 @@ from textdiff.process.masking import Masking
 from textdiff.process.uniform import Uniform, either, sides
 from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens, repeat
+from textdiff.validation import check_flag, check_number
 
 
 class DeletionNoise(NamedTuple):
@@ -62,7 +63,8 @@ class Deletion(Process):
         empty: float = 16.0,
         staged: bool = False,
     ) -> None:
-        if not 0 <= empty < float("inf"):
+        check_flag("staged", staged)
+        if check_number("empty", empty) < 0:
             raise ValueError(
                 f"empty {empty} is no power; 0 puts a marker at every place, large numbers where text is missing"
             )

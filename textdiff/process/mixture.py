@@ -14,6 +14,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Draw, Posterior
 from textdiff.process.base import PRIOR, Noise, Process
 from textdiff.tokens import Tokens, concatenate
+from textdiff.validation import check_number
 
 
 class MixedNoise(NamedTuple):
@@ -31,11 +32,11 @@ class Mixture(Process):
     """
 
     def __init__(self, parts: Sequence[tuple[float, Process]], pad: int) -> None:
-        if len(parts) < 2 or min(weight for weight, _ in parts) <= 0:
+        weights = [check_number("the weight of a process", weight) for weight, _ in parts]
+        if len(weights) < 2 or min(weights) <= 0:
             shown = ", ".join(f"{weight:g} {type(process).__name__}" for weight, process in parts)
             raise ValueError(f"a mixture of ({shown}) needs two processes or more, each with a weight above 0")
-        total = sum(weight for weight, _ in parts)
-        self.weights = [weight / total for weight, _ in parts]
+        self.weights = [weight / sum(weights) for weight in weights]
         self.processes, self.pad = [process for _, process in parts], pad
 
     def noise(self, x0: Tokens, key: Key) -> MixedNoise:

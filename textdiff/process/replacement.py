@@ -28,6 +28,7 @@ from textdiff.process.base import Process
 from textdiff.process.uniform import Uniform, either, shuffled
 from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens
+from textdiff.validation import check_flag, check_integer, check_number
 
 
 class ReplacementNoise(NamedTuple):
@@ -64,9 +65,10 @@ class Replacement(Process):
         counts: bool = False,
         steps: int = 128,
     ) -> None:
-        if not 0 <= masked < 1:
+        check_flag("different", different)
+        if not 0 <= check_number("masked", masked) < 1:
             raise ValueError(f"masked {masked} is not a share in [0, 1); where all tokens are masked use Masking")
-        if steps < 0:
+        if check_integer("steps", steps) < 0:
             raise ValueError(f"steps {steps} of the bound is negative; 0 is continuous time")
         self.specials = specials
         self.words = _words(specials, words)
