@@ -2,8 +2,7 @@
 
 A visible token is hidden again with chance sigma, and a hidden one stays so with (beta_s - sigma alpha_t) / beta_t: the
 share of tokens that are hidden at s is then beta_s, whatever sigma (Wang et al., "Remasking discrete diffusion models with
-inference-time scaling", arXiv:2503.00307; sigma = 0 is the posterior). What is hidden is what the noise hides, u < beta_t,
-also where x_t does not show it, as of a word that is replaced by itself. Where sigma does not look at the words this keeps
+inference-time scaling", arXiv:2503.00307; sigma = 0 is the posterior). Where sigma does not look at the words this keeps
 Su's law, for processes that give each token a noise of its own (not `Process.tied`).
 """
 
@@ -36,10 +35,8 @@ def _remasking(sigma: Sigma, process: Process, xt: State, draw: Draw, t: Tensor,
             f"{type(process).__name__} ties tokens together, by spans or counts, so none can be hidden again by itself; use "
             "posterior, partial or forward-backward"
         )
-    noise, free = process.infer(xt, draw, t, key.fold(0)), draw.x0.valid & ~draw.x0.fixed
-    shown = process.shown(draw.x0, noise, t)
-    hidden = process.hidden(xt, draw) if shown is None else free & ~shown
-    again = sigma(1 - beta_t, 1 - beta_s, draw, free & ~hidden).clamp(0, 1)
+    noise, hidden = process.infer(xt, draw, t, key.fold(0)), process.hidden(xt, draw)
+    again = sigma(1 - beta_t, 1 - beta_s, draw, draw.x0.valid & ~draw.x0.fixed & ~hidden).clamp(0, 1)
     stays = ((beta_s - again * (1 - beta_t)) / beta_t.clamp_min(1e-300)).clamp(0, 1)
     hide = key.fold(1).uniform(hidden.shape[1]) < torch.where(hidden, stays, again)
     return process.deal(noise, draw.x0, hide, s, key.fold(2))
@@ -139,10 +136,11 @@ def gibbs(rounds: int) -> Rule:
 
 
 def _one_again(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
+    hidden = process.hidden(xt, draw)
     noise, free = process.infer(xt, draw, t, key.fold(0)), draw.x0.valid & ~draw.x0.fixed
     chosen = key.fold(1).uniform(free.shape[1]).masked_fill(~free, -1.0)
     one = free & (chosen == chosen.amax(1, keepdim=True))
-    again = process.deal(noise, draw.x0, process.hidden(xt, draw) | one, s, key.fold(2))
+    again = process.deal(noise, draw.x0, hidden | one, s, key.fold(2))
     return process.blend(noise, again, (s > t)[:, None].double(), key.fold(3))
 
 
@@ -154,9 +152,9 @@ def mask_predict() -> Rule:
 
 
 def _mask_predict(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-    draw = draw.drawn()
+    draw, share = draw.drawn(), process.beta(s)
     noise, free = process.infer(xt, draw, t, key.fold(0)), draw.x0.valid & ~draw.x0.fixed
-    count = (process.beta(s) * free.sum(1)).round().long()[:, None]
+    count = (share * free.sum(1)).round().long()[:, None]
     order = draw.x0.score.double().masked_fill(~free, math.inf).argsort(dim=1, stable=True)
     column = torch.arange(order.shape[1], device=order.device).expand_as(order)
     hide = (torch.empty_like(order).scatter(1, order, column) < count) & free

@@ -29,7 +29,7 @@ Pick = Callable[[Draw, Tensor, Key], Tensor]  # -> (B, M) bool, which of the pla
 
 def drawn(draw: Draw, where: Tensor, key: Key) -> Tensor:
     """The log-probability of the word that was drawn (MaskGIT, arXiv:2202.04200; LLaDA, arXiv:2502.09992). Biased."""
-    return draw.drawn(where).log_prob
+    return draw.drawn(where).log_prob.masked_fill(~where, 0.0)  # elsewhere words may be drawn or not
 
 
 def before(measure: Measure) -> Order:

@@ -143,9 +143,6 @@ class Edit(Process):
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)
 
-    def shown(self, x0: Tokens, noise: EditNoise, s: Tensor) -> Tensor:
-        return noise.u >= self.schedule.beta(s)[:, None]
-
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         if not draw.place.numel():
             return super().hidden(xt, draw)

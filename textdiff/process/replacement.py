@@ -121,9 +121,6 @@ class Replacement(Process):
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)
 
-    def shown(self, x0: Tokens, noise: ReplacementNoise, s: Tensor) -> Tensor:
-        return noise.u >= self.schedule.beta(s)[:, None]
-
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         """What the guess says otherwise than x_t: nothing else shows which words are wrong."""
         draw = draw.drawn()
