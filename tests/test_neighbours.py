@@ -122,8 +122,10 @@ def test_a_row_is_a_function_of_itself(kind: str, process: str, rule: str) -> No
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_all_rules_of_all_processes_and_denoisers(kind: str, process: str) -> None:
+    """The slower ones by fewer rules."""
+    rules = ALL_RULES if kind in CORRECT else QUICK_RULES
     if serves(kind, process):
-        assert [rule for rule in ALL_RULES if runs(denoiser(kind), process, rule)] == []
+        assert [rule for rule in rules if runs(denoiser(kind), process, rule, (0, 1, 3, 4))] == []
 
 
 class Sociable(Denoiser):
