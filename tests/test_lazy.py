@@ -5,7 +5,9 @@ makes of the same one with all words drawn; so what is proved with an oracle, wh
 And every row of a batch has to come out as it does alone, by every process, rule and denoiser. Controls plant the faults.
 """
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ from textdiff.rules import Rule, partial, posterior
 from textdiff.sampler import sample
 from textdiff.tokens import Specials, Tokens
 
+ROOT = Path(__file__).resolve().parent.parent
 ALL_RULES = [
     *(name for name in RULES if name not in ("sde", "ode", "gibbs")),
     "gibbs:1", "partial:0", "remdm-cap:0.5", "ranked:random", "ranked:left@2", "threshold:0@2",
@@ -198,6 +201,20 @@ def test_a_process_asked_directly_draws_what_it_reads(name: str) -> None:
         states = [seen(process.corrupt(x0, made, time(60, s))) for made in noises for s in (0.2, 0.6, 0.9)]
         found.append((process.hidden(xt, draw).tolist(), states))
     assert found[0] == found[1] == found[2]
+
+
+def test_a_process_of_ones_own_may_read_words() -> None:
+    """Without a word of its own a process gets guesses whose words are drawn: hangman looks for the letters of one."""
+    spec = importlib.util.spec_from_file_location("new_process", ROOT / "examples" / "new_process.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    process, x0, t = example.Hangman(), example.tokens(["banana", "cocoon"] * 20), time(40, 0.6)
+    xt = process.corrupt(x0, process.noise(x0, Key.of(0, 40)), t)
+    draw = process.align(x0, None, t)
+    found = [seen(after(process, posterior, xt, guess, 0.6, 0.3)) for guess in (draw, held_back(xt, draw))]
+    assert found[0] == found[1]
+    early = process.infer(xt, replace(held_back(xt, draw), open=None), t, Key.of(4, 40))  # the control
+    assert not torch.equal(early, process.infer(xt, draw, t, Key.of(4, 40)))
 
 
 class EarlyEdit(Edit):

@@ -128,6 +128,47 @@ def test_all_rules_of_all_processes_and_denoisers(kind: str, process: str) -> No
         assert [rule for rule in rules if runs(denoiser(kind), process, rule, (0, 1, 3, 4))] == []
 
 
+class Eager(Denoiser):
+    """Another denoiser, which draws all words at once."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner, self.timeless = inner, inner.timeless
+
+    def forward(self, xt: Tokens, t: torch.Tensor) -> Posterior:
+        return _Eager(self.inner(xt, t))
+
+
+class _Eager(Posterior):
+    def __init__(self, inner: Posterior) -> None:
+        self.inner = inner
+
+    def sample(self, decode: Decode, key: Key) -> Draw:
+        return self.inner.sample(decode, key)
+
+    def log_prob(self, truth: Draw) -> torch.Tensor:
+        return self.inner.log_prob(truth)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_model_says_the_same_whenever_it_is_asked(kind: str) -> None:
+    """Words drawn when they are asked for, step by step, against all of them at once; by rules that ask in between."""
+    x0, key = texts(), Key.of(3, 8)
+    for name in ("masking", "staged", "edit by masks", "edit with insertions"):
+        if not serves(kind, name):
+            continue
+        process = PROCESSES[name]
+        x = process.corrupt(x0, process.noise(x0, key.fold(99)), time(8, 0.7))
+        for rule in ("partial", "ranked", "threshold:0.6"):
+            if rule.startswith("threshold") and kind in ("autoregressive", "seq2seq"):
+                continue  # they are not measured before they draw
+            late, soon = (
+                trace(model, process, rule_of(rule), x, key, torch.full((8,), 4), 0.7)
+                for model in (denoiser(kind), Eager(denoiser(kind)))
+            )
+            assert late == soon
+
+
 class Sociable(Denoiser):
     """The control: all rows are drawn at once where one holds a word in doubt."""
 
