@@ -14,7 +14,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Draw, Posterior
 from textdiff.process.base import PRIOR, Noise, Process
 from textdiff.tokens import Tokens, concatenate
-from textdiff.validation import check_number
+from textdiff.validation import check_items, check_number
 
 
 class MixedNoise(NamedTuple):
@@ -32,6 +32,7 @@ class Mixture(Process):
     """
 
     def __init__(self, parts: Sequence[tuple[float, Process]], pad: int) -> None:
+        parts = check_items("parts", parts, example="[(1, masking), (2, edit)]")
         weights = [check_number("the weight of a process", weight) for weight, _ in parts]
         if len(weights) < 2 or min(weights) <= 0:
             shown = ", ".join(f"{weight:g} {type(process).__name__}" for weight, process in parts)
