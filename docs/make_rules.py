@@ -200,7 +200,7 @@ def example() -> str:
     source = (ROOT / "examples" / "new_rule.py").read_text(encoding="utf-8")
     (node,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "beside"]
     rule = next(line for line in source.splitlines() if line.startswith("BESIDE"))
-    return "\n".join([*source.splitlines()[node.lineno - 1 : node.end_lineno], "", rule])
+    return "\n".join([*source.splitlines()[node.lineno - 1 : node.end_lineno], "", "", rule])
 
 
 def page() -> str:
@@ -213,7 +213,7 @@ def page() -> str:
     text = example()
     cells = "\n".join(f"| `{name}` | {' | '.join(row)} |" for name, row in CELLS.items())
     columns = {"kinds": " | ".join(KINDS), "lines_of_kinds": "---|" * len(KINDS), "cells": cells}
-    rest = REST.format(blocks=blocks, example=text, lines=len(text.splitlines()), **columns)
+    rest = REST.format(blocks=blocks, example=text, lines=sum(map(bool, text.splitlines())), **columns)
     return INTRO + "\n".join(rows) + "\n" + rest
 
 

@@ -160,6 +160,23 @@ def test_a_rule_that_leaves_the_order_is_noticed(name: str, monkeypatch: pytest.
     assert single_steps(rule_of(name), 4, 1000) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["posterior", "partial:0.5", "forward-backward", "top:1"])
+def test_the_users_words_stay_where_they_are(name: str) -> None:
+    """In any block, at every step; and what stands before them is done first."""
+    x0 = texts([[BOS, *[WORD, WORD + 1] * 4]] * 50, [[4, 7]] * 50)
+    key, mine = Key.of(2, 50), torch.tensor([0, 4, 7])
+    denoiser, turns = Blocks(model("llama", WORD + 2), TOY, 2), 0
+    run = sample(denoiser, Masking(TOY), Masking(TOY).prior(x0, key), steps=6, key=key, rule=rule_of(name))
+    for step in run:
+        hidden = step.x.ids == MASK
+        assert torch.equal(step.x.ids[:, mine], x0.ids[step.rows][:, mine])
+        first = hidden.long().argmax(1) // 2 * hidden.any(1) + 9 * ~hidden.any(1)
+        begun = (~hidden & ~x0.fixed[step.rows] & (torch.arange(9) // 2 > first[:, None])).any(1)
+        assert not bool(begun.any())
+        turns += bool((hidden.any(1) & ~hidden.all(1)).any())
+    assert turns > 1
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_rules_that_go_back_to_single_words_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="block by block"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
+from test_alignment import Blind
 from test_laws import (
     NAMED,
     SPECIALS,
@@ -84,8 +85,8 @@ every_process = pytest.mark.parametrize("name", PROCESSES)
 class Held(Look):
     """Words that are drawn already, for whoever asks, and how many were asked for."""
 
-    def __init__(self, x0: Tokens) -> None:
-        self.x0, self.asked = x0, 0
+    def __init__(self, x0: Tokens, open_: torch.Tensor) -> None:
+        self.x0, self.open, self.asked = x0, open_, 0
 
     def words(self, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.asked += int(where.sum())
@@ -102,7 +103,7 @@ def held_back(xt: Tokens, draw: Draw) -> Draw:
         seen = xt.ids.gather(1, draw.place)
         open_ &= (seen == SPECIALS.mask) | (seen == SPECIALS.gap) | xt.doubtful.gather(1, draw.place)
     x0 = draw.x0.with_(ids=draw.x0.ids.masked_fill(open_, SPECIALS.mask), score=draw.x0.score.masked_fill(open_, 0.0))
-    return replace(draw, x0=x0, log_prob=draw.log_prob.masked_fill(open_, 0.0), open=open_, look=Held(draw.x0))
+    return replace(draw, x0=x0, log_prob=draw.log_prob.masked_fill(open_, 0.0), open=open_, look=Held(draw.x0, open_))
 
 
 class Lazy(Denoiser):
@@ -152,10 +153,10 @@ def guesses(process: Process, t: float, count: int, places: bool = True) -> tupl
 
 
 def after(process: Process, rule: Rule, xt: Tokens, draw: Draw, t: float, s: float) -> Tokens:
-    """x_s, as the loop goes there."""
+    """x_s by a rule that is asked as it is, and words that are drawn then as the loop draws them."""
     count = len(xt)
-    draw = draw.drawn(process.reads(draw))
     noise = rule(process, xt, draw, time(count, t), time(count, s), Key.of(4, count))
+    draw = draw.drawn(process.reads(draw))
     draw = draw.drawn(process.shown(draw.x0, noise, time(count, s)))
     return process.corrupt(draw.x0, noise, time(count, s))
 
@@ -201,6 +202,26 @@ def test_a_process_asked_directly_draws_what_it_reads(name: str) -> None:
         states = [seen(process.corrupt(x0, made, time(60, s))) for made in noises for s in (0.2, 0.6, 0.9)]
         found.append((process.hidden(xt, draw).tolist(), states))
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["placed", "aligned"])
+@pytest.mark.parametrize("name", ["masking", "staged", "bare", "replacement with masks", "edit", "edit by masks"])
+def test_no_word_is_drawn_twice(name: str, blind: bool) -> None:
+    """By processes that read words and by those that read none; where x_t shows what is hidden, fewer than there are."""
+    process = PROCESSES[name]
+    words = TEXTS["fixed" if name in ("masking", "replacement with masks") else "any"]
+    inner = Oracle(process, data(words))
+    model, key = Lazy(Blind(inner) if blind else inner), Key.of(0, 50)
+    if blind and name in ("masking", "staged", "replacement with masks"):
+        return  # each element is in its own place, or has one that has to be said
+    x = process.prior(many(data(words)[-1:], 50), key)
+    drawn = [
+        int((~step.draw.open & model.looks[-1].open).sum()) for step in sample(model, process, x, steps=3, key=key)
+    ]
+    assert [look.asked for look in model.looks] == drawn
+    assert (sum(drawn) < sum(int(look.open.sum()) for look in model.looks)) == (
+        name in ("masking", "staged", "bare") and not blind
+    )
 
 
 def test_a_process_of_ones_own_may_read_words() -> None:

@@ -272,7 +272,7 @@ class Edit(Process):
         reach = self._reach(t)[:, None, None]
         u = torch.stack([key.fold(j).uniform(x0.ids.shape[1]) for j in range(when.shape[2] + 1)], 2)
         between = (u.log() / (self.insert * (1 - reach)).log()).long()  # geometric, as in `noise`; none where q is 0
-        open_ = torch.cat([(x0.valid & ~x0.sealed)[..., None], here], 2)  # before and after each one seen
+        open_ = torch.cat([x0.valid[..., None], here], 2)  # before and after each one seen
         before = between.masked_fill(~open_, 0).cumsum(2)
         total = (before[..., -1] + here.sum(2))[..., None]
         later, words = self._incoming(x0, int(total.max()), key.fold(LATER))
