@@ -18,7 +18,10 @@ LAWS, TESTS = "test_laws.py::test_a_perfect_denoiser_samples_the_data", "test_ru
 DATA, ONE = f"{TESTS}test_a_perfect_denoiser_samples_the_data", f"{TESTS}test_orders_of_one_token_a_step"
 BIASED = f"{TESTS}test_what_looks_at_words_is_biased"
 EXACT = "exact"
-MASKS = "exact for masks and delete-then-mask; with plain deletion a heuristic, whose history the model does not know"
+LOOSE = (
+    "exact where tokens have a noise each, and for masks; refused where spans are deleted, or replaced words counted"
+)
+MASKS = "exact for masks and delete-then-mask; elsewhere a heuristic, whose history the model does not know"
 ORDER = "exact for masks where the order looks at x_t alone and a step reveals one word; `drawn` is biased"
 PICK = "exact for masks where a step reveals one word; several at once err by what these words share"
 
@@ -39,15 +42,15 @@ ROWS = {
         "infinitely many steps", EXACT, LAWS, (rules._posterior,),
     ),
     "partial": Row("ReMDM with sigma = RHO (1 - alpha_s) (2503.00307)", EXACT, LAWS, (rules._partial,)),
-    "remdm-cap": Row("ReMDM-cap (2503.00307)", EXACT, DATA, (remasking.capped, remasking._remasking)),
-    "remdm-rescale": Row("ReMDM-rescale (2503.00307)", EXACT, DATA, (remasking.rescaled, remasking._remasking)),
+    "remdm-cap": Row("ReMDM-cap (2503.00307)", LOOSE, DATA, (remasking.capped, remasking._remasking)),
+    "remdm-rescale": Row("ReMDM-rescale (2503.00307)", LOOSE, DATA, (remasking.rescaled, remasking._remasking)),
     "remdm-conf": Row(
         "ReMDM-conf (2503.00307)", "biased: what is hidden again depends on the words", BIASED,
         (remasking.least_sure, remasking._remasking),
     ),
-    "remdm-loop": Row("ReMDM-loop (2503.00307)", EXACT, DATA, (remasking.looped, remasking._remasking)),
+    "remdm-loop": Row("ReMDM-loop (2503.00307)", LOOSE, DATA, (remasking.looped, remasking._remasking)),
     "forward-backward": Row(
-        "corrector steps (Campbell et al., 2205.14987)", EXACT, DATA, (remasking.forward_backward, remasking._forward)
+        "corrector steps (Campbell et al., 2205.14987)", EXACT, DATA, (remasking.forward_backward, remasking._markov)
     ),
     "gibbs": Row("leave-one-out Gibbs sampling after the posterior", MASKS, DATA, (remasking.gibbs, remasking._one_again)),
     "mask-predict": Row(
@@ -79,6 +82,41 @@ ROWS = {
     ),
 }  # fmt: skip
 
+# What a rule is for each kind of process: exact, one (where a step reveals one word), biased, heuristic, refused.
+KINDS = (
+    "masks",
+    "deletion",
+    "spans deleted",
+    "replacement",
+    "counted replacement",
+    "edit",
+    "encoder, images",
+    "in blocks",
+)
+EVERYWHERE = ("exact",) * 8
+NO_TIES = ("exact", "exact", "refused", "exact", "refused", "exact", "refused", "exact")
+BY_SCORE = ("biased", "biased", "refused", "biased", "refused", "biased", "refused", "refused")
+REVEALED = ("one", "heuristic", "heuristic", "heuristic", "heuristic", "heuristic", "refused", "one")
+CELLS = {
+    "fresh": EVERYWHERE,
+    "posterior": EVERYWHERE,
+    "partial": EVERYWHERE,
+    "remdm-cap": NO_TIES,
+    "remdm-rescale": NO_TIES,
+    "remdm-conf": BY_SCORE,
+    "remdm-loop": NO_TIES,
+    "forward-backward": ("exact",) * 6 + ("refused", "exact"),
+    "gibbs": ("exact",) + ("heuristic",) * 5 + ("refused", "refused"),
+    "mask-predict": ("biased",) * 6 + ("refused", "refused"),
+    "doubt": BY_SCORE,
+    "ranked": REVEALED,
+    "threshold": REVEALED,
+    "budget": REVEALED,
+    "top": REVEALED,
+    "sde": ("refused",) * 6 + ("small steps", "refused"),
+    "ode": ("refused",) * 6 + ("small steps", "refused"),
+}
+
 INTRO = """# Rules: which noise goes back in
 
 Written by `python docs/make_rules.py`; a test compares. A rule is given by name, on the command line (`--rule`), in
@@ -93,8 +131,26 @@ Lines are those of the rule's code, without docstrings.
 |---|---|---|---|---|---|
 """
 REST = """
+## Which rule for which process
+
+Masks are `Masking`, of single tokens, spans or counts, and delete-then-mask, `Deletion(staged=True)`. Deletion is with
+markers or without; edits are with insertions or without. A mixture has what all of its parts have. In blocks is a model that
+writes so (`Blocks`), whatever its text: a block is begun when those before it are done, and a rule that hides words again
+hides the last ones. "one": exact where a step reveals one word, in an order chosen from x_t (`ranked:drawn` is biased);
+`ranked:random` is exact wherever tokens have a noise of their own. Where masks are counted `remdm-*` keeps their number on
+average alone, which q(x0 | xt) does not depend on. "refused" is an error before the first word is written.
+`tests/test_cells.py` asserts every cell, with words drawn late, as models draw them.
+
+| rule | {kinds} |
+|---|{lines_of_kinds}
+{cells}
+
+## Blocks
+
 `@N` after the name reveals in blocks of N of the tokens that are the model's to write, from left to right:
 `ranked:drawn@32` is LLaDA's semi-autoregressive decoding, `threshold:0.9@32` Fast-dLLM's. {blocks} have blocks.
+A model that writes in blocks (`--diffusion.block`) goes from one of its own blocks to the next by every rule that it takes;
+`@N` then counts anew in each of these.
 
 ## Steps
 
@@ -108,7 +164,8 @@ too. `num_steps="auto"` takes so many that a word is drawn together with half an
 - Words that a step does not show are not drawn; the head, and in models where a trial finds that it may, the last layer
   speak of the places asked alone.
 - `forward-backward` and `gibbs` go back in time: of their steps every third, and every second of the last 2 ROUNDS, only
-  hide, and call no model.
+  hide, and call no model where masks show what is hidden.
+- Replacement and edits compare the guess with the text to see what is wrong, so all words in doubt are drawn at each step.
 
 ## A rule of your own
 
@@ -143,7 +200,7 @@ def example() -> str:
     source = (ROOT / "examples" / "new_rule.py").read_text(encoding="utf-8")
     (node,) = [n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "beside"]
     rule = next(line for line in source.splitlines() if line.startswith("BESIDE"))
-    return "\n".join([*source.splitlines()[node.lineno - 1 : node.end_lineno], "", rule])
+    return "\n".join([*source.splitlines()[node.lineno - 1 : node.end_lineno], "", "", rule])
 
 
 def page() -> str:
@@ -154,7 +211,10 @@ def page() -> str:
         rows.append(f"| `{usage}` | {default} | {row.paper} | {row.law} | `{row.proof}` | {lines(*row.code)} |")
     blocks = ", ".join(f"`{name}`" for name, entry in RULES.items() if entry.blocks)
     text = example()
-    return INTRO + "\n".join(rows) + "\n" + REST.format(blocks=blocks, example=text, lines=len(text.splitlines()))
+    cells = "\n".join(f"| `{name}` | {' | '.join(row)} |" for name, row in CELLS.items())
+    columns = {"kinds": " | ".join(KINDS), "lines_of_kinds": "---|" * len(KINDS), "cells": cells}
+    rest = REST.format(blocks=blocks, example=text, lines=sum(map(bool, text.splitlines())), **columns)
+    return INTRO + "\n".join(rows) + "\n" + rest
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from test_laws import fit, many, time
 from textdiff.denoiser import Denoiser, Oracle
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
-from textdiff.process import Deletion, Edit
-from textdiff.process.alignment import Alignments, count_embeddings, draw_embedding
+from textdiff.process import Deletion, Edit, deletion
+from textdiff.process.alignment import Alignments, closed, count_embeddings, draw_embedding
 from textdiff.process.deletion import DeletionNoise
 from textdiff.rules import fresh, partial, posterior
 from textdiff.sampler import sample
@@ -266,6 +266,54 @@ def test_an_inconsistent_alignment_is_noticed(leftmost) -> None:
     test = test_bare_deletion_is_consistent
     with pytest.raises(AssertionError):
         test(posterior)
+
+
+SPANNED = Deletion(SPECIALS, empty=0, spans=(3,))
+
+
+def forth(process: Deletion, text) -> float:
+    """The chance of x_s through x_t, where places have to be found, and x_s directly as far apart as they are."""
+    count, t, s = 50_000, time(50_000, 0.8), time(50_000, 0.45)
+    xt, draw = laws.halfway(process, text, count)
+    xs = process.corrupt(draw.x0, posterior(process, xt, unplaced(draw), t, s, Key.of(1, count)), s)
+    direct = process.corrupt(draw.x0, process.noise(draw.x0, Key.of(2, count)), s)
+    return laws.same(laws.tally(xs.ids), laws.tally(direct.ids))
+
+
+def test_spans_whose_places_are_not_known_take_the_baseline(monkeypatch) -> None:
+    """Su's law: which embedding is likelier hangs on the spans. The control takes all for alike. N = 50,000, 1e-6."""
+    assert forth(SPANNED, laws.plain) > 1e-6
+    monkeypatch.setattr(type(SPANNED.uniform), "independent", property(lambda self: True))
+    assert forth(SPANNED, laws.plain) < 1e-6
+
+
+def sealed() -> Tokens:
+    """a a b a, and nothing may be missing before the first: a marker there says that it went."""
+    x0 = laws.plain()
+    return x0.with_(sealed=(torch.arange(x0.ids.shape[1]) == 0)[None])
+
+
+def test_what_a_sealed_place_says_is_not_forgotten(monkeypatch) -> None:
+    """Su's law: before a word that may go a sealed place has a marker just if it went, which no alignment sees."""
+    assert forth(BARE, sealed) > 1e-6
+    monkeypatch.setattr(deletion, "closed", lambda x0, loose: torch.ones(len(x0), dtype=torch.bool))
+    assert forth(BARE, sealed) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("sealed", "loose", "docs", "expected"),
+    [
+        ([1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], False),
+        ([0, 1, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], True),  # the next one stays
+        ([0, 1, 0, 0], [0, 1, 1, 1], [0, 0, 1, 1], True),  # the next one is of another text
+        ([0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 0, 0], True),  # nothing comes after it
+        ([0, 0, 1, 0], [0, 1, 0, 1], [0, 0, 0, 0], False),
+    ],
+)
+def test_closed(sealed: list[int], loose: list[int], docs: list[int], expected: bool) -> None:
+    x0 = Tokens.from_rows([[1, A, A, A]], SPECIALS.pad)
+    x0 = x0.with_(sealed=torch.tensor([sealed]).bool(), doc=torch.tensor([docs]))
+    assert closed(x0, torch.tensor([loose]).bool()).tolist() == [expected]
 
 
 def test_time_0_has_no_markers() -> None:

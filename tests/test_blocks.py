@@ -45,6 +45,7 @@ from textdiff.models import SIZES
 from textdiff.posterior import Decode
 from textdiff.process import Masking
 from textdiff.revealing import at_random, lanes, leftmost, most_likely, ranked, threshold
+from textdiff.rulebook import rule_of
 from textdiff.rules import Rule, partial, posterior
 from textdiff.sampler import finished, sample
 from textdiff.tokens import Specials, Tokens, in_order
@@ -235,8 +236,9 @@ def test_of_a_changed_text_what_is_still_true_is_kept() -> None:
     assert read([2, 0]) == [12, 12]
 
 
+@pytest.mark.parametrize("name", ["top:1", "top:1@", "posterior"])
 @pytest.mark.parametrize(("shift", "block"), [(False, 4), (True, 4), (False, 1), (True, 1)])
-def test_a_turn_costs_a_block(shift: bool, block: int) -> None:
+def test_a_turn_costs_a_block(shift: bool, block: int, name: str) -> None:
     """Tokens that go through the body, a row: as many as a block has; once for each block those of the one before, too."""
     denoiser, lengths, more = Blocks(model("llama"), SPECIALS, block, shift), 12, int(shift)
     x = texts([[BOS] + [WORD] * (lengths - 1)] * 2, [[], []])
@@ -244,9 +246,9 @@ def test_a_turn_costs_a_block(shift: bool, block: int) -> None:
     handle = denoiser.model.get_input_embeddings().register_forward_pre_hook(
         lambda module, args: spent.append(args[0].numel() // 2)
     )
-    key = Key.of(0, 2)
+    key, rule = Key.of(0, 2), rule_of(f"{name}{block}" if name.endswith("@") else name)
     try:
-        list(sample(denoiser, MASKING, MASKING.prior(x, key), steps=99, key=key, rule=most_likely(1, block=block)))
+        list(sample(denoiser, MASKING, MASKING.prior(x, key), steps=math.inf, key=key, rule=rule))
     finally:
         handle.remove()
     if (
@@ -439,25 +441,16 @@ def ways(text: Text, number: int) -> list[tuple[Text, float]]:
 
 
 @cache
-def second(text: Text, column: int) -> float:
-    """P(second word | xt) at a hidden column: blocks before it are drawn first, whatever is hidden in them."""
-    drawn = [(text, 1.0)]
-    for number in range(column // 2):
-        drawn = [(way, p * q) for part, p in drawn for way, q in ways(part, number)]
-    return sum(p * chances(part, column // 2)[column] for part, p in drawn)
-
-
-@cache
 def law(text: Text, order: str) -> dict[Text, float]:
-    """Of whole texts, a word revealed at a time: of the first block that hides any, or anywhere; from the left, or any."""
+    """Of whole texts, a word revealed at a time, of the first block that hides any: from the left, or any."""
     hidden = [column for column, token in enumerate(text) if token == MASK]
     if not hidden:
         return {text: 1.0}
-    near = hidden if order == "anywhere" else [column for column in hidden if column // 2 == hidden[0] // 2]
+    near = [column for column in hidden if column // 2 == hidden[0] // 2]
     near = near[:1] if order == "from the left" else near
     result: Counter[Text] = Counter()
     for column in near:
-        p = second(text, column)
+        p = chances(text, column // 2)[column]
         for word, chance in ((WORD, 1 - p), (WORD + 1, p)):
             for whole, rest in law((*text[:column], word, *text[column + 1 :]), order).items():
                 result[whole] += chance * rest / len(near)
@@ -497,12 +490,14 @@ def test_block_after_block_has_the_models_law() -> None:
 
 
 def test_the_default_rule_has_the_models_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Words are revealed in all blocks; every turn draws the blocks before one that shows a word, and hides them again."""
-    assert fits(posterior, math.inf, law(BLANK, "anywhere")) > 1e-6
+    """The noise says when a word is shown, the blocks which one: that of all rules is in test_block_laws.py."""
+    expected = law(BLANK, "in any order")
+    assert fits(posterior, math.inf, expected) > 1e-6
     # the control: what was read last, while words were hidden, is taken for what now stands there
     hold = Memory.hold
-    monkeypatch.setattr(Memory, "hold", lambda self, ids, most, block: hold(self, ids, most, block) * 0 + most)
-    assert fits(posterior, math.inf, law(BLANK, "anywhere")) < 1e-6
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "hold", lambda self, ids, most, block: hold(self, ids, most, block) * 0 + most)
+        assert fits(posterior, math.inf, expected) < 1e-6
 
 
 # ---------------------------------------------------------------------------------------------------------- its bound

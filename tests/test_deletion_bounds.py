@@ -142,6 +142,19 @@ def test_lengths_and_then_masks(power: float) -> None:
     assert mean == pytest.approx(ENTROPY, abs=1e-9) if power == 1 else mean > ENTROPY + 0.05
 
 
+def test_counted_words_cost_no_length_and_cost_once() -> None:
+    """Masks whose places are known: all looks together are the average order, the one at t = 1 is of no length; to 1e-9."""
+    model = Conditionals(0.4)
+    for text in [(X, Y, Y), (Y, X)]:
+        x0, total = tokens([text]), 0.0
+        x0 = x0.with_(counted=~x0.fixed, sealed=torch.ones_like(x0.fixed))
+        for noise, t, weight in looks(STAGED, text):
+            xt, truth = STAGED.corrupt(x0, noise, time(1, t)), STAGED.align(x0, noise, time(1, t))
+            total += weight * float(STAGED.price(model(xt, time(1, t)), truth, xt, time(1, t)))
+        length = -model.say((NAMED.gap,), 0)[NAMED.lengths[len(text)]]
+        assert total == pytest.approx(model.bound(text) - length, abs=1e-9) and length > 0.1
+
+
 def test_the_looks_as_drawn() -> None:
     """`UDM.bound` is unbiased: N = 4,000 looks at each of three texts, false alarm 1e-6 each; for the empty one exact."""
     model = Conditionals(0.4)

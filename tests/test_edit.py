@@ -3,6 +3,7 @@
 N = 100,000 texts per statistical test unless said otherwise; p > 1e-6 is its rate of false alarm.
 """
 
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -149,6 +150,38 @@ def test_consistency(name: str, text, rule, places: bool) -> None:
     """Identity 2: through x_t as directly, two-sample chi-square; with places hidden, by the pair-HMM's alignment."""
     process = PROCESSES[name]
     assert same(through(process, text, rule, places), direct(process, text, S)) > 1e-6
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2])
+def test_words_that_come_later(seen: int) -> None:
+    """Of one place with `seen` words at t, how many more come: C(a + b, b) (1 - q)^(a + 1) q^b; and between which.
+
+    20,000 texts, chi-square at 1e-6; the controls are one place fewer or more between the words seen, and one order alone.
+    """
+    count, t, insert = 20_000, 0.4, 0.6
+    process = Edit(SPECIALS, WORDS, kinds=(0, 0, 1), insert=insert)
+    x0 = Tokens.from_rows([[1]] * count, SPECIALS.pad)
+    xt = Tokens.from_rows([[1, *[A] * seen]] * count, SPECIALS.pad)
+    draw = Draw(x0, torch.zeros(count, 1, dtype=torch.int64), x0.score)
+    noise = process.infer(xt, draw, time(count, t), Key.of(6, count))
+    reach = t * (1 - insert) / (1 - insert * t)
+    later, here = (noise.when[:, 0] >= reach) & (noise.when[:, 0] < 1), noise.when[:, 0] < reach
+    assert here.sum(1).unique().tolist() == [seen] and bool((noise.what[:, 0][here] == A).all())
+    q = insert * (1 - reach)
+
+    def law(places: int) -> dict[int, float]:
+        chances = {b: math.comb(places - 1 + b, b) * (1 - q) ** places * q**b for b in range(40)}
+        return chances | {40: 1 - sum(chances.values())}
+
+    counts = dict(zip(*(part.tolist() for part in later.sum(1).unique(return_counts=True)), strict=True))
+    assert fit(counts, law(seen + 1)) > 1e-6 and fit(counts, law(seen + 2)) < 1e-6
+    if seen:
+        assert fit(counts, law(seen)) < 1e-6
+        one = later.sum(1) == 1  # before, between or after the words seen, all alike
+        first = here[one].long().argmax(1) if seen == 1 else later[one].long().argmax(1)
+        places = dict(zip(*(part.tolist() for part in first.unique(return_counts=True)), strict=True))
+        assert fit(places, {place: 1 / (seen + 1) for place in range(seen + 1)}) > 1e-6
+        assert fit(places, {0: 0.9} | {place: 0.1 / seen for place in range(1, seen + 1)}) < 1e-6
 
 
 class Level(Edit):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from test_laws import (
+    COUNT,
     SPECIALS,
     A,
     B,
+    S,
     data,
     directly,
     fit,
@@ -22,7 +24,9 @@ from test_laws import (
 
 from textdiff.denoiser import Oracle
 from textdiff.keys import Key
+from textdiff.posterior import Draw
 from textdiff.process import Deletion, Masking, Mixture
+from textdiff.remasking import forward_backward
 from textdiff.rules import fresh, partial, posterior
 from textdiff.tokens import Tokens
 from textdiff.udm import UDM
@@ -48,7 +52,7 @@ def test_another_mixture_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize("steps", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_perfect_denoiser_samples_the_data(rule, steps) -> None:
     """Identity 3 for texts of one length, whose prior each component reaches. N = 100,000, false alarm 1e-6."""
     words = [[A, A, A]] * 3 + [[B, B, B]] * 2 + [[A, B, A]]
@@ -79,6 +83,26 @@ def test_every_text_keeps_to_its_component() -> None:
     assert tally(alone.ids) == tally(xt[5:6].ids)
     page = x0[:8].with_(part=torch.ones_like(x0.ids[:8]))  # what a user writes goes to the first
     assert MIXED.noise(page, key[torch.arange(8)]).choice.tolist() == [0] * 8
+
+
+class Returning(Mixture):
+    """The control: data go to the first component, however they came about."""
+
+    def infer(self, xt: Tokens, draw, t: torch.Tensor, key: Key):
+        return super().infer(xt.with_(part=xt.valid.long()), draw, t, key)
+
+
+def test_from_data_a_component_is_drawn_anew() -> None:
+    """Su's law from t = 0, where rules that go forward again may pass: data do not tell which component they came from."""
+    x0, zero, s = many(plain(), COUNT), time(COUNT, 0.0), time(COUNT, S)
+    data_ = MIXED.corrupt(x0, MIXED.noise(x0, Key.of(3, COUNT)), zero)
+    assert not bool(data_.part.any())
+    for process, right in ((MIXED, True), (Returning(PARTS, SPECIALS.pad), False)):
+        noise = forward_backward()(
+            process, data_, Draw(data_, torch.empty(0).long(), data_.score), zero, s, Key.of(4, COUNT)
+        )
+        found = same(tally(process.corrupt(data_, noise, s).ids), directly(MIXED, plain))
+        assert found > 1e-6 if right else found < 1e-6
 
 
 def test_the_bound_is_that_of_the_first() -> None:

@@ -175,19 +175,21 @@ def test_what_is_not_undone_stays(process: Replacement) -> None:
     assert not bool(((other == xt.ids) | (other == x0.ids)).all())
 
 
-def test_a_word_may_have_replaced_itself() -> None:
+@pytest.mark.parametrize("masked", [0.0, 0.5])
+def test_a_word_may_have_replaced_itself(masked: float) -> None:
     """x_t = x_0 does not say that nothing happened. N = 100,000, false alarm 1e-6."""
     x0, key = many(text(), 100_000), Key.of(3, 100_000)
     t = time(len(x0), 0.8)
-    process, control = replacement(), Trusting(WIDE, WORDS)
+    process, control = replacement(masked=masked), Trusting(WIDE, WORDS, masked=masked)
     noise = process.noise(x0, key.fold(0))
     xt, draw = process.corrupt(x0, noise, t), process.align(x0, noise, t)
 
     def gone(which: Replacement) -> float:
-        """u < beta_t is binomial with the share beta_t, and among x_t = x_0 with (beta/V) / (alpha + beta/V)."""
+        """u < beta_t is binomial with the share beta_t, and among x_t = x_0 with (beta/V) / (alpha + beta/V), of words."""
         u = which.infer(xt, draw, t, key.fold(1)).u[:, 1]
         same = xt.ids[:, 1] == 4
-        share = (0.8 / V) / (0.2 + 0.8 / V)
+        itself = 0.8 * (1 - masked) / V
+        share = itself / (0.2 + itself)
         seen = stats.binom(int(same.sum()), share).cdf(int((u[same] < 0.8).sum()))
         return 2 * min(seen, 1 - seen)
 
@@ -507,6 +509,14 @@ def test_the_price_is_the_step(name: str, schedule) -> None:
 def agrees(draws: torch.Tensor, expected: float) -> bool:
     """Within 4.9 standard errors: false alarm 1e-6."""
     return abs(float(draws.mean()) - expected) < 4.9 * float(draws.std()) / len(draws) ** 0.5
+
+
+def test_the_looks_at_steps_are_antithetic() -> None:
+    """One step early and one late, as far from either end, whatever the draw; half of the steps each weighs."""
+    process, x0 = replacement(steps=4), many(pair(), 200)
+    (_, first, weight), (_, second, other) = process.probe(x0, Key.of(0, 200))
+    assert torch.equal(first + second, torch.full_like(first, 5 / 4)) and {*first.tolist()} == {0.25, 0.5, 0.75, 1.0}
+    assert {*weight.tolist(), *other.tolist()} == {2.0}
 
 
 def bound(process: Replacement, net: Net, count: int = 40_000) -> torch.Tensor:

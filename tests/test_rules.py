@@ -8,6 +8,7 @@ each, unless said otherwise; controls fail the same test.
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from textdiff.denoiser import Denoiser, Oracle, Parallel
 from textdiff.denoiser.head import PIECE
 from textdiff.denoiser.parallel import ParallelPosterior
 from textdiff.keys import Key
-from textdiff.posterior import Decode, Draw, Posterior
-from textdiff.process import Deletion, Masking, Replacement
+from textdiff.posterior import Decode, Draw, Look, Posterior
+from textdiff.process import Deletion, Edit, Masking, Replacement
 from textdiff.revealing import ranked
 from textdiff.rulebook import ORDERS, RULES, rule_of
 from textdiff.rules import posterior
@@ -465,3 +466,85 @@ def test_a_model_that_writes_in_order_cannot_be_asked_before() -> None:
     x, key = start(MASKING, FIXED_LENGTH, 3)
     with pytest.raises(ValueError, match="nothing to rank them by before they are drawn"):
         list(sample(Oracle(MASKING, data(FIXED_LENGTH)), MASKING, x, steps=2, key=key, rule=rule_of("ranked:margin")))
+
+
+class Asked(Look):
+    """Places that are measured, by the figures given (B, M), and which those were."""
+
+    def __init__(self, figures: torch.Tensor) -> None:
+        self.figures, self.where = figures, torch.zeros(figures.shape, dtype=torch.bool)
+
+    def words(self, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.full_like(where[where], A).long(), torch.zeros_like(where[where]).float()
+
+    def measure(self, measure, where: torch.Tensor) -> torch.Tensor:
+        self.where |= where
+        return self.figures[where]
+
+
+def masked(figures: list[float]) -> tuple[Tokens, Draw, Asked]:
+    """A page of masks, and the guess of a model that says these figures of them."""
+    count = len(figures)
+    x = Tokens.from_rows([[1] + [SPECIALS.mask] * count], SPECIALS.pad)
+    look = Asked(torch.tensor([[0.0, *figures]]))
+    place = torch.arange(count + 1)[None]
+    return x, Draw(x, place, torch.zeros(1, count + 1), ~x.fixed, look), look
+
+
+def hidden_by(rule, figures: list[float], s: float) -> tuple[list[bool], Asked]:
+    """Which of the words are hidden after a step from .9 to s, and what was measured."""
+    x, draw, look = masked(figures)
+    t, s_ = torch.tensor([0.9], dtype=torch.float64), torch.tensor([s], dtype=torch.float64)
+    noise = rule(MASKING, x, draw, t, s_, Key.of(0, 1))
+    return (MASKING.corrupt(x.with_(ids=x.ids.masked_fill(~x.fixed, A)), noise, s_).ids == SPECIALS.mask)[
+        0, 1:
+    ].tolist(), look
+
+
+def test_a_budget_is_spent_without_the_last_word() -> None:
+    """Of entropies .1, .2, .3, .4 a budget of .31 reveals three words, one of .29 two, and none one."""
+    for gamma, count in ((0.31, 3), (0.29, 2), (0.0, 1), (0.61, 4)):
+        hidden, _ = hidden_by(rule_of(f"budget:{gamma}"), [-0.3, -0.1, -0.4, -0.2], 0.8)
+        assert hidden == [rank >= count for rank in (2, 0, 3, 1)]
+
+
+def test_a_threshold_takes_what_is_just_as_probable() -> None:
+    hidden, _ = hidden_by(rule_of("threshold:0.5"), [math.log(0.49), math.log(0.5), math.log(0.9)], 0.8)
+    assert hidden == [True, False, False]
+
+
+@pytest.mark.parametrize("due", [1, 2, 3])
+def test_a_rule_in_blocks_looks_no_further_than_it_reveals(due: int) -> None:
+    """`due` of four words in blocks of two are due: of the second block nothing is asked while the first has enough."""
+    x, draw, look = masked([0.4, 0.3, 0.2, 0.1])
+    u = torch.tensor([[1.0, 0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
+    x = x.with_(eps=u.masked_fill(x.fixed, -1.0))
+    s = torch.tensor([(0.45 - 0.1 * due)], dtype=torch.float64)
+    rule_of("ranked:margin@2")(MASKING, x, replace(draw, x0=x), torch.tensor([0.9]).double(), s, Key.of(0, 1))
+    assert look.where[0].tolist() == [False, True, True, due > 2, due > 2]
+
+
+@pytest.mark.parametrize("name", ["masking", "counts", "deletion", "replacement", "edit"])
+def test_a_noise_that_is_dealt_out_hides_just_what_it_should(name: str) -> None:
+    """And is as it was wherever it was on the right side, and uniform on that side elsewhere (Kolmogorov-Smirnov, 1e-6)."""
+    words = torch.tensor([A, B])
+    process = {
+        "masking": MASKING,
+        "counts": COUNTED,
+        "deletion": LOOSE,
+        "replacement": Replacement(SPECIALS, words, different=True),
+        "edit": Edit(SPECIALS, words),
+    }[name]
+    x0, key, s = many(data([[A, B, A, B]]), 3000), Key.of(2, 3000), torch.full((3000,), 0.4, dtype=torch.float64)
+    fixed = x0.fixed | (torch.arange(5) == 2)
+    x0, noise = x0.with_(fixed=fixed), process.noise(x0.with_(fixed=fixed), key)
+    hide = (key.fold(1).uniform(5) < 0.5) & ~fixed
+    dealt = process.deal(noise, x0, hide, s, key.fold(9))
+    place, xs = process.align(x0, dealt, s).place, process.corrupt(x0, dealt, s)
+    assert torch.equal(xs.ids.gather(1, place) != x0.ids, hide)
+    before, after = (n if isinstance(n, torch.Tensor) else n.u for n in (noise, dealt))
+    same = (before < 0.4) == hide
+    assert torch.equal(before[same], after[same])
+    for side, low, width in ((hide, 0, 0.4), (~hide, 0.4, 0.6)):
+        fresh = after[side & ~same & ~fixed]
+        assert stats.kstest(((fresh - low) / width).numpy(), "uniform").pvalue > 1e-6 and len(fresh) > 1000

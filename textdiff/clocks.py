@@ -28,7 +28,7 @@ def steps_of(value: Any) -> Steps:
     if value in ("auto", None):
         return value
     try:
-        steps = float(value)
+        steps = math.nan if isinstance(value, bool | bytes) else float(value)
     except (TypeError, ValueError):
         steps = math.nan
     if not steps >= 1 or steps % 1 and steps != math.inf:

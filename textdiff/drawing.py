@@ -48,7 +48,7 @@ def _spans(weights: Tensor) -> Tensor:
     """(S, ceil(V / 128)) float64, the sums of weights (S, V) over spans of words."""
     rows, size = weights.shape
     even = size // _SPAN * _SPAN
-    sums = weights[:, :even].view(rows, -1, _SPAN).sum(-1)
+    sums = weights[:, :even].view(rows, even // _SPAN, _SPAN).sum(-1)
     return (sums if even == size else torch.cat([sums, weights[:, even:].sum(-1, keepdim=True)], 1)).double()
 
 

@@ -41,9 +41,11 @@ class Draw:
     place: (B, M) int64, for each element of x0 the column of xt where it is seen: itself, its `[MASK]`, or the `[GAP]` it
         is missing in. Empty, shape (0,), where shapes do not change and every element is its own place.
     log_prob: (B, M), how sure the model was of each element that it drew.
-    open: (B, M) bool, elements whose words are not drawn yet, and show a [MASK]; None where all are.
+    open: (B, M) bool, elements whose words are not drawn yet, and show a [MASK] whatever x_t shows; None where all are.
+        Nothing may be read off the [MASK]: what looks at words draws them first.
     look: who can be asked for these.
-    lane: (B, M) int64, the number of the block that each element is in, where the model writes block by block; else None.
+    lane: (B, M) int64, the number of the block that each element is in, where the model writes block by block, each without
+        sight of later ones; else None.
     """
 
     x0: Any

@@ -19,6 +19,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Draw, Measure
 from textdiff.process.base import Noise, Process, State
 from textdiff.rules import Rule, by_noise, until_closed
+from textdiff.validation import check_integer, check_number
 
 Order = Callable[
     [Draw, Tensor, Key], Tensor
@@ -28,7 +29,7 @@ Pick = Callable[[Draw, Tensor, Key], Tensor]  # -> (B, M) bool, which of the pla
 
 def drawn(draw: Draw, where: Tensor, key: Key) -> Tensor:
     """The log-probability of the word that was drawn (MaskGIT, arXiv:2202.04200; LLaDA, arXiv:2502.09992). Biased."""
-    return draw.drawn(where).log_prob
+    return draw.drawn(where).log_prob.masked_fill(~where, 0.0)  # elsewhere words may be drawn or not
 
 
 def before(measure: Measure) -> Order:
@@ -61,7 +62,7 @@ def ranked(order: Order = drawn, block: int = 0) -> Rule:
 
 def _ranked(order: Order, block: int, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
     noise, hidden = process.infer(xt, draw, t, key), process.hidden(xt, draw)
-    shown, lane = process.shown(draw.x0, noise, s), lanes(draw, block)
+    shown, lane = process.shown(draw.x0, noise, s), _turns(draw, block)
     due = (hidden if shown is None else hidden & shown).sum(1, keepdim=True)
     last = lane.masked_fill(~hidden, _FAR).sort(1).values.gather(1, (due - 1).clamp_min(0))
     near = hidden & (lane <= last) & (due > 0)  # no other one can be revealed in this step
@@ -77,7 +78,7 @@ def revealing(pick: Pick, block: int = 0) -> Rule:
 def _revealing(
     pick: Pick, block: int, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key
 ) -> Noise:
-    noise, hidden, lane = process.infer(xt, draw, t, key.fold(0)), process.hidden(xt, draw), lanes(draw, block)
+    noise, hidden, lane = process.infer(xt, draw, t, key.fold(0)), process.hidden(xt, draw), _turns(draw, block)
     near = hidden & (lane == lane.masked_fill(~hidden, _FAR).amin(1, keepdim=True))
     now = near & pick(draw, near, key.fold(1)) | (s == 0)[:, None]
     return process.deal(noise, draw.x0, hidden & ~now, s, key.fold(2))
@@ -85,7 +86,7 @@ def _revealing(
 
 def threshold(least: float, block: int = 0) -> Rule:
     """All words with at least this probability, and the most probable one (Fast-dLLM, arXiv:2505.22618)."""
-    if not 0 <= least <= 1:
+    if not 0 <= check_number("threshold", least) <= 1:
         raise ValueError(f"threshold {least} is not a probability; 1 reveals one word a step, 0 all at once")
 
     def pick(draw: Draw, where: Tensor, key: Key) -> Tensor:
@@ -101,7 +102,7 @@ def within_budget(gamma: float, block: int = 0) -> Rule:
     Their joint entropy then differs from the sum of the single ones, by which they are drawn, by no more than gamma
     (Ben-Hamu et al., "Accelerated sampling from masked diffusion models via entropy bounded unmasking", arXiv:2505.24857).
     """
-    if not 0 <= gamma < math.inf:
+    if check_number("gamma", gamma) < 0:
         raise ValueError(f"gamma {gamma} is no number of nats from 0 on; 0 reveals one word a step, or certain ones")
 
     def pick(draw: Draw, where: Tensor, key: Key) -> Tensor:
@@ -116,7 +117,7 @@ def within_budget(gamma: float, block: int = 0) -> Rule:
 
 def most_likely(count: int, order: Order = probability, block: int = 0) -> Rule:
     """The `count` best of each step (LLaDA's and Dream's fixed number of words a step)."""
-    if count < 1:
+    if check_integer("count", count) < 1:
         raise ValueError(f"{count} words a step would never end; give 1 or more")
     return revealing(lambda draw, where, key: _best(order(draw, where, key), where, count), block)
 
@@ -129,6 +130,7 @@ def _best(score: Tensor, where: Tensor, count: int) -> Tensor:
 
 _ORDER = 1 << 20  # a use of a key that no process has
 _FAR = torch.iinfo(torch.int64).max
+_LARGEST = 1 << 32  # tokens of a block: longer than any text, and a number that tensors can divide by
 
 
 def lanes(draw: Draw, block: int) -> Tensor:
@@ -148,6 +150,11 @@ def lanes(draw: Draw, block: int) -> Tensor:
     return draw.lane * free.shape[1] + inside.div(block, rounding_mode="floor")
 
 
+def _turns(draw: Draw, block: int) -> Tensor:
+    """(B, M) in which turn each element comes: by the blocks of the rule, or where it has none by those of the model."""
+    return lanes(draw, block) if block or draw.lane is None else draw.lane
+
+
 def _check_block(block: int) -> None:
-    if block < 0:
+    if check_integer("block", block, most=_LARGEST) < 0:
         raise ValueError(f"block {block} is negative; 0 is one block for the whole text")

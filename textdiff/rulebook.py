@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from textdiff import remasking, revealing, rules
 from textdiff.rules import Rule
+from textdiff.validation import check_text
 
 ORDERS = {
     "drawn": revealing.drawn,
@@ -41,8 +42,22 @@ def _alone(rule: Rule) -> Callable[[str, int], Rule]:
     return make
 
 
-def _number(make: Callable[[float], Rule]) -> Callable[[str, int], Rule]:
-    return lambda argument, block: make(float(argument))
+def _number(argument: str) -> float:
+    try:
+        return float(argument)
+    except ValueError:
+        raise ValueError(f"{argument!r} is not a number") from None
+
+
+def _whole(argument: str) -> int:
+    try:
+        return int(argument)
+    except ValueError:
+        raise ValueError(f"{argument!r} is not a whole number") from None
+
+
+def _of_number(make: Callable[[float], Rule]) -> Callable[[str, int], Rule]:
+    return lambda argument, block: make(_number(argument))
 
 
 def _ordered(name: str, block: int) -> Rule:
@@ -54,27 +69,27 @@ def _ordered(name: str, block: int) -> Rule:
 RULES = {
     "fresh": Entry("fresh", _alone(rules.fresh)),
     "posterior": Entry("posterior", _alone(rules.posterior)),
-    "partial": Entry("partial:RHO", _number(rules.partial), "0.3"),
-    "remdm-cap": Entry("remdm-cap:ETA", _number(remasking.capped), "0.02"),
-    "remdm-rescale": Entry("remdm-rescale:ETA", _number(remasking.rescaled), "0.05"),
-    "remdm-conf": Entry("remdm-conf:ETA", _number(remasking.least_sure), "0.05"),
-    "remdm-loop": Entry("remdm-loop:ETA", _number(remasking.looped), "0.05"),
+    "partial": Entry("partial:RHO", _of_number(rules.partial), "0.3"),
+    "remdm-cap": Entry("remdm-cap:ETA", _of_number(remasking.capped), "0.02"),
+    "remdm-rescale": Entry("remdm-rescale:ETA", _of_number(remasking.rescaled), "0.05"),
+    "remdm-conf": Entry("remdm-conf:ETA", _of_number(remasking.least_sure), "0.05"),
+    "remdm-loop": Entry("remdm-loop:ETA", _of_number(remasking.looped), "0.05"),
     "forward-backward": Entry("forward-backward", _alone(remasking.forward_backward())),
-    "gibbs": Entry("gibbs:ROUNDS", lambda rounds, block: remasking.gibbs(int(rounds)), "8"),
+    "gibbs": Entry("gibbs:ROUNDS", lambda rounds, block: remasking.gibbs(_whole(rounds)), "8"),
     "mask-predict": Entry("mask-predict", _alone(remasking.mask_predict())),
-    "doubt": Entry("doubt:P", _number(remasking.doubting), "0.1"),
+    "doubt": Entry("doubt:P", _of_number(remasking.doubting), "0.1"),
     "ranked": Entry(f"ranked:{'|'.join(ORDERS)}", _ordered, "drawn", blocks=True),
-    "threshold": Entry("threshold:P", lambda least, n: revealing.threshold(float(least), n), "0.9", blocks=True),
-    "budget": Entry("budget:GAMMA", lambda gamma, n: revealing.within_budget(float(gamma), n), "0.1", blocks=True),
-    "top": Entry("top:K", lambda count, n: revealing.most_likely(int(count), block=n), "1", blocks=True),
-    "sde": Entry("sde:ETA", _number(rules.sde), "1"),
+    "threshold": Entry("threshold:P", lambda least, n: revealing.threshold(_number(least), n), "0.9", blocks=True),
+    "budget": Entry("budget:GAMMA", lambda gamma, n: revealing.within_budget(_number(gamma), n), "0.1", blocks=True),
+    "top": Entry("top:K", lambda count, n: revealing.most_likely(_whole(count), block=n), "1", blocks=True),
+    "sde": Entry("sde:ETA", _of_number(rules.sde), "1"),
     "ode": Entry("ode", _alone(rules.ode)),
 }
 
 
 def rule_of(name: str) -> Rule:
     """The rule of this name: posterior, partial:0.3, ranked:margin, threshold:0.9@32, ... ValueError for what is none."""
-    found = re.fullmatch(r"\s*([a-z-]+)(?::([^@\s]+))?(?:@(\d+))?\s*", name)
+    found = re.fullmatch(r"\s*([a-z-]+)(?::([^@\s]+))?(?:@([0-9]+))?\s*", check_text("rule", name))
     if found is None or found[1] not in RULES:
         raise ValueError(f"unknown rule {name!r}; there are {', '.join(entry.usage for entry in RULES.values())}")
     entry, block = RULES[found[1]], int(found[3] or 0)
@@ -82,7 +97,8 @@ def rule_of(name: str) -> Rule:
         able = ", ".join(name for name, entry in RULES.items() if entry.blocks)
         raise ValueError(f"rule {name!r} does not reveal in blocks; {able} do")
     try:
+        if found[3] and not block:
+            raise ValueError("a block has one token or more")
         return entry.make(found[2] or entry.default, block)
     except ValueError as error:
-        reason = str(error).replace("could not convert string to float:", "no number:")
-        raise ValueError(f"rule {name!r}: {reason}; write {entry.usage}{'@BLOCK' if found[3] else ''}") from error
+        raise ValueError(f"rule {name!r}: {error}; write {entry.usage}{'@BLOCK' if found[3] else ''}") from error

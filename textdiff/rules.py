@@ -15,6 +15,7 @@ from torch import Tensor
 from textdiff.keys import Key
 from textdiff.posterior import Draw
 from textdiff.process.base import Noise, Process, State
+from textdiff.validation import check_number
 
 Choice = Callable[[Process, State, Draw, Tensor, Tensor, Key], Noise]
 When = Callable[[Process, State, Tensor], Tensor]
@@ -45,6 +46,8 @@ def evenly(number: Tensor, steps: Tensor) -> Tensor:
 class Rule:
     """choose: which noise goes back in. A function of your own is a rule: `Rule(function)`.
 
+    ordered: whether it can be run block by block, by models that write so: each block is then begun when those before it
+        are done, and nothing in these is hidden again but with all that follows.
     when: (process, x, t) -> (B,) the latest moment before t at which the state changes under this rule. Steps before it are
         not taken, where the denoiser is not told t: they would leave x as it is.
     times: (number, steps) -> (B,) where on the way from noise, 1, to data, 0, a row is after so many of its steps.
@@ -53,9 +56,23 @@ class Rule:
     choose: Choice
     when: When = always
     times: Times = evenly
+    ordered: bool = True
 
     def __call__(self, process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-        return self.choose(process, xt, draw, t, s, key)
+        """The noise that goes back in, whatever is drawn of the guess yet.
+
+        Raises:
+            ValueError: For a process that this rule does not cover, or a model that writes in blocks and a rule that
+                cannot be run block by block.
+        """
+        if draw.lane is not None and not self.ordered:
+            raise ValueError(
+                "this rule hides single words again wherever they stand, and a model that writes block by block does not "
+                "read what follows a block; use posterior, partial, ranked, threshold, budget or top"
+            )
+        draw = draw.drawn(process.reads(draw))
+        noise = self.choose(process, xt, draw, t, s, key)
+        return noise if draw.lane is None else process.in_turn(noise, draw.x0, draw.lane)
 
 
 def _fresh(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
@@ -76,7 +93,7 @@ posterior = Rule(_posterior, by_noise)
 
 def partial(rho: float) -> Rule:
     """The posterior with a share rho redrawn: ReMDM with sigma = rho (1 - alpha_s) for masks (arXiv:2503.00307)."""
-    if not 0 <= rho <= 1:
+    if not 0 <= check_number("rho", rho) <= 1:
         raise ValueError(f"rho {rho} is not a share in [0, 1]; 0 is the posterior, 1 the baseline")
     return Rule(bind(_partial, rho))
 
@@ -92,7 +109,7 @@ def sde(scale: float = 1.0) -> Rule:
     The noise keeps what a Markov path would keep, but for `scale` squared of what it would draw anew (Song et al.,
     arXiv:2010.02502, 2011.13456). Gaussian processes alone. ValueError where more than all of the noise would be new.
     """
-    if not 0 <= scale < float("inf"):
+    if check_number("scale", scale) < 0:
         raise ValueError(f"scale {scale} of the noise is not a number from 0 on; 0 is the ODE, 1 the reverse SDE")
     return Rule(bind(_sde, scale))
 

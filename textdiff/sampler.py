@@ -1,5 +1,6 @@
 """The one loop: x0_hat ~ q(x0 | xt), then x_s = F_s(x0_hat, eps'), corrupted a little less (kexue.fm archives 9262)."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,9 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw
 from textdiff.process.base import Process, State
 from textdiff.rules import Rule, Times, always, posterior
+from textdiff.validation import check_number, shown
+
+MOST = 2**53  # the most steps that float64 counts
 
 Stop = Callable[[State, Tensor], Tensor]
 """(x, t (B,)) -> (B,) bool, rows whose next step is to be their last, all that is hidden then drawn at once."""
@@ -71,6 +75,7 @@ def sample(
             ahead = clock.to(torch.where(ended, 0.0, when(process, x, clock.t)))
             turn = key.fold(2 * (ahead.number - 1)), key.fold(2 * (ahead.number - 1) + 1)
             draw = denoiser(x, clock.t).draft(decode, turn[0])
+            draw = draw.drawn(process.reads(draw))
             noise = rule(process, x, draw, clock.t, ahead.t, turn[1])
             draw = draw.drawn(process.shown(draw.x0, noise, ahead.t))
             x, clock = process.corrupt(draw.x0, noise, ahead.t), ahead
@@ -100,12 +105,8 @@ class Clock:
     @classmethod
     def of(cls, steps: float | Tensor, start: float, rows: int, device: torch.device, times: Times) -> "Clock":
         """At the beginning. ValueError for fewer than one step, or a start outside (0, 1]."""
-        steps = torch.as_tensor(steps, dtype=torch.float64, device=device).expand(rows)
-        if rows and float(steps.min()) < 1:
-            raise ValueError(
-                f"steps {steps.min():g} is not positive; 1 draws everything at once, more look again between"
-            )
-        if not 0 < start <= 1:
+        steps = _counts(steps, device).expand(rows)
+        if not 0 < check_number("start", start) <= 1:
             raise ValueError(f"start {start} is not a time in (0, 1]; 1 is noise, small times change little")
         zero, now = torch.zeros_like(steps, dtype=torch.int64), torch.full_like(steps, start)
         return cls(steps, zero, now, start, times, steps.isinf())
@@ -132,6 +133,21 @@ class Clock:
 
     def __getitem__(self, rows: Tensor) -> "Clock":
         return Clock(self.steps[rows], self.number[rows], self.t[rows], self.start, self.times, self.endless[rows])
+
+
+def _counts(steps: float | Tensor, device: torch.device) -> Tensor:
+    """Numbers of steps as float64: whole ones from 1 on, or infinity. ValueError for others."""
+    try:
+        counts = torch.as_tensor(math.nan if isinstance(steps, bool) else steps, dtype=torch.float64, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        counts = torch.full((), math.nan)
+    wrong = ~((counts >= 1) & (counts == counts.floor()) & ((counts <= MOST) | counts.isinf()))
+    if not bool(wrong.any()):
+        return counts
+    value = float(counts[wrong].flatten()[0])
+    if value < 1:
+        raise ValueError(f"steps {value:g} is not positive; 1 draws everything at once, more look again between")
+    raise ValueError(f"steps must be a whole number from 1 to 2 ** 53, or infinity; got {shown(steps)}")
 
 
 def left(done: Tensor, rows: Tensor, x: State, key: Key, clock: Clock) -> tuple[Tensor, State, Key, Clock]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from textdiff.validation import check_items, check_number
+
 
 class Schedule(ABC):
     """A decreasing alpha: [0, 1] -> [0, 1]."""
@@ -79,7 +81,8 @@ class Power(Schedule):
     """alpha = 1 - t ** power. A tensor of powers (B,) gives every text of a batch a schedule of its own."""
 
     def __init__(self, power: float | Tensor = 2.0) -> None:
-        if not bool((torch.as_tensor(power) > 0).all()):
+        numbers = power if isinstance(power, Tensor) else torch.tensor(check_number("power", power))
+        if not bool(((numbers > 0) & numbers.isfinite()).all()):
             raise ValueError(f"power {power} of a schedule is not positive; 1 is linear")
         self.power = power
 
@@ -100,7 +103,7 @@ class SquaredCosine(Schedule):
     """
 
     def __init__(self, offset: float = 0.008) -> None:
-        self.offset = offset
+        self.offset = check_number("offset", offset, least=0)
         self._first = math.cos(math.pi / 2 * offset / (1 + offset)) ** 2
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ class Betas(Schedule):
     """
 
     def __init__(self, lowest: float = 0.1, highest: float = 20.0) -> None:
-        self.lowest, self.highest = lowest, highest
+        self.lowest, self.highest = check_number("lowest", lowest, least=0), check_number("highest", highest, above=0)
 
     def alpha(self, t: Tensor) -> Tensor:
         return (-(self.lowest * t + (self.highest - self.lowest) * t**2 / 2)).exp()
@@ -134,9 +137,10 @@ class Steps(Schedule):
     """alpha given at t = 0, 1/T, ..., 1 (T + 1 decreasing values, the first 1), linear in between: discrete time."""
 
     def __init__(self, values: Sequence[float]) -> None:
-        self.values = torch.tensor(values, dtype=torch.float64)
-        if len(values) < 2 or values[0] != 1 or not bool((self.values.diff() < 0).all()):
-            raise ValueError(f"the values of a schedule must fall, from 1 on; these begin with {list(values)[:3]}")
+        numbers = [check_number("values", value) for value in check_items("values", values, example="[1, 0.5, 0]")]
+        self.values = torch.tensor(numbers, dtype=torch.float64)
+        if len(numbers) < 2 or numbers[0] != 1 or not bool((self.values.diff() < 0).all()):
+            raise ValueError(f"the values of a schedule must fall, from 1 on; these begin with {numbers[:3]}")
 
     def alpha(self, t: Tensor) -> Tensor:
         left, share, values = self._place(t)

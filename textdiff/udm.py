@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from textdiff.denoiser.base import Denoiser
 from textdiff.keys import Key
 from textdiff.process.base import Process
+from textdiff.validation import check_flag, check_integer, check_number
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,12 @@ class Objective:
     blank: float = 0.0
     power: float = 1.0
     steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_flag("weighted", self.weighted)
+        check_number("blank", self.blank, least=0, most=1)
+        check_number("power", self.power, above=0)
+        check_integer("steps", self.steps, least=0)
 
     def times(self, key: Key) -> Tensor:
         """t (B,) float64."""
@@ -66,6 +73,7 @@ class UDM(nn.Module):
 
         A model that reads its last guess is asked without one: the bound is of q(x0 | xt) alone.
         """
+        check_integer("draws", draws, least=1)
         total = torch.zeros(len(key), dtype=torch.float64, device=key.device)
         for number in range(draws):
             for noise, t, weight in self.process.probe(x0, key.fold(number)):

@@ -103,12 +103,11 @@ def check(settings: Settings, denoiser: str, rule: Rule) -> None:
         raise ValueError(
             f"process {', '.join(wrong)} has words corrected, which the {denoiser} denoiser cannot; use denoiser parallel"
         )
-    _try(
-        make_process(settings, Specials(0, 1, 2, 3, size=8), embedding=nn.Embedding(8, 2)), rule, denoiser != "parallel"
-    )
+    process = make_process(settings, Specials(0, 1, 2, 3, size=8), embedding=nn.Embedding(8, 2))
+    _try(process, rule, denoiser != "parallel", settings.block > 0)
 
 
-def _try(process: Process, rule: Rule, one_by_one: bool) -> None:
+def _try(process: Process, rule: Rule, one_by_one: bool, blocks: bool) -> None:
     """One step of two words: what a process refuses, it refuses here and not when the first samples are due."""
     x0, key = Tokens.from_rows([[1, 4, 5]], 0), Key.of(0, 1)
     t = torch.full((1,), 0.5, dtype=torch.float64)
@@ -116,7 +115,8 @@ def _try(process: Process, rule: Rule, one_by_one: bool) -> None:
         noise = process.noise(x0, key)
         xt, truth = process.corrupt(x0, noise, t), process.align(x0, noise, t)
         open_, look = torch.zeros_like(x0.fixed), None if one_by_one else _Anything()
-        rule(process, xt, Draw(truth.x0, truth.place, torch.zeros(x0.ids.shape), open_, look), t, t / 2, key)
+        lane = torch.zeros_like(x0.ids) if blocks else None
+        rule(process, xt, Draw(truth.x0, truth.place, torch.zeros(x0.ids.shape), open_, look, lane), t, t / 2, key)
 
 
 class _Anything(Look):

@@ -25,6 +25,7 @@ from textdiff.denoiser.words import at_once, together
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Look, Measure, Posterior
 from textdiff.tokens import Specials, Tokens
+from textdiff.validation import check_flag, check_integer
 
 _LENGTHS = "this model reads blocks of places that are known, so it fills no [GAP]; give the length, as in [GAP:3]"
 _FAR = torch.iinfo(torch.int64).max
@@ -34,9 +35,9 @@ class Blocks(Denoiser):
     """Any `AutoModelForCausalLM` that takes a mask (B, 1, L, L) and positions (`need_blocks`). It is not told t.
 
     block: tokens of a block. They are counted from a text's first token, BOS: column c is in block c // block, whoever wrote
-        it. A rule `...@n` counts its blocks anew in each of these (`Draw.lane`), so with n = block, or more, it goes
-        from one to the next, and reads as many tokens a turn as a block has. A rule without @ may ask in several blocks at
-        once: the words of the earlier ones are then drawn first, at every turn again.
+        it. Whatever the rule, a block is begun when those before it are done (`Rule`), since these are written without it:
+        a turn reads as many tokens as a block has, and the texts have the law q. A rule `...@n` counts blocks of its own
+        anew in each of these (`Draw.lane`).
     shift: the logits at i - 1 say token i, as a causal model was trained to; those of a block's first token stand at the
         last token of the block before. With block 1 this is the causal model itself; with all of a text in one block it
         is `Parallel` on a causal model that is open to both sides.
@@ -49,8 +50,9 @@ class Blocks(Denoiser):
 
     def __init__(self, model: Any, specials: Specials, block: int = 32, shift: bool = False) -> None:
         super().__init__()
-        if block < 1:
+        if check_integer("block", block) < 1:
             raise ValueError(f"block {block} is not positive; 1 writes word by word, 32 as many at once")
+        check_flag("shift", shift)
         self.model, self.specials, self.block, self.shift = model, specials, block, shift
         self.joint = block == 1
         self.memory = Memory(model)

@@ -17,6 +17,7 @@ from textdiff.denoiser.head import piece
 from textdiff.denoiser.parallel import Parallel, ParallelPosterior
 from textdiff.posterior import Posterior
 from textdiff.tokens import Tokens, concatenate
+from textdiff.validation import check_number
 
 Weight = Callable[[Tensor], Tensor]  # the share (B,) of a text's own tokens that are hidden -> w (B,)
 
@@ -38,7 +39,7 @@ class Guided(Denoiser):
     @classmethod
     def of(cls, denoiser: Denoiser, scale: float, schedule: str = "constant") -> "Guided":
         """By a scale and the name of a schedule. ValueError for others, and for a model that draws words in order."""
-        if not 0 <= scale < float("inf"):
+        if check_number("guidance", scale) < 0:
             raise ValueError(f"guidance {scale} is not a number from 0 on; 0 is none, 1 to 2 is usual")
         if schedule not in SCHEDULES:
             raise ValueError(f"unknown guidance_schedule {schedule!r}; there are {', '.join(SCHEDULES)}")

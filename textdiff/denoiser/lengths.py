@@ -50,27 +50,24 @@ class LengthFirst(Posterior):
         return self.draft(decode, key).drawn()
 
     def draft(self, decode: Decode, key: Key) -> Draw:
-        """The lengths of gaps are drawn now, words behind masks when they are asked for; words in doubt are said now."""
+        """The lengths of gaps are drawn now; words behind masks, and in doubt, when they are asked for."""
         x0, place = self._opened(decode, key.fold(0))
         where, wrong = x0.ids == self.specials.mask, bool(x0.doubtful.any())
         if wrong:
             where = where | x0.doubtful
         look = self.look(x0, decode, key.fold(1).uniform(where.shape[1]))
-        if wrong:
-            x0 = x0.with_(doubtful=torch.zeros_like(x0.doubtful))
-        draw = Draw(x0, place, torch.zeros(where.shape, device=where.device), where, look)
-        return draw.drawn() if wrong else draw
+        if wrong:  # the word seen is no guess yet
+            x0 = x0.with_(ids=x0.ids.masked_fill(where, self.specials.mask), doubtful=torch.zeros_like(x0.doubtful))
+        return Draw(x0, place, torch.zeros(where.shape, device=where.device), where, look)
 
     def _opened(self, decode: Decode, key: Key) -> tuple[Tokens, Tensor]:
         """xt with its gaps opened to lengths that are drawn, and the place in xt of each element."""
-        if self.unsized:
-            counts = self._lengths(decode, key).masked_fill(~self.xt.valid, 0)
-            x0, place = open_gaps(self.xt, counts, self.specials)
-            # the length of a gap under a constraint is decided once
-            counted = x0.counted | (x0.slot > 0) & ~x0.fixed
-            return x0.with_(surplus=torch.zeros_like(x0.surplus), counted=counted), place
-        column = torch.arange(self.xt.ids.shape[1], device=self.xt.ids.device)
-        return self.xt, column.expand_as(self.xt.ids)
+        if not self.unsized:
+            column = torch.arange(self.xt.ids.shape[1], device=self.xt.ids.device)
+            return _decided(self.xt), column.expand_as(self.xt.ids)
+        counts = self._lengths(decode, key).masked_fill(~self.xt.valid, 0)
+        x0, place = open_gaps(self.xt, counts, self.specials)
+        return _decided(x0.with_(surplus=torch.zeros_like(x0.surplus))), place
 
     def _lengths(self, decode: Decode, key: Key) -> Tensor:
         """(B, L) how many elements every column of xt stands for: the length drawn for a gap, 0 for what is one too many."""
@@ -175,6 +172,12 @@ def fitting(said: Tensor, slot: Tensor, decode: Decode) -> Tensor:
             )
         fits[row, lengths] = True
     return said.masked_fill(~fits.to(said.device)[back], -torch.inf)
+
+
+def _decided(x0: Tokens) -> Tokens:
+    """x0, where the length of a gap under a constraint is decided once: its tokens are not deleted again."""
+    under = (x0.slot > 0) & ~x0.fixed
+    return x0.with_(counted=x0.counted | under) if bool(under.any()) else x0
 
 
 def open_gaps(xt: Tokens, counts: Tensor, specials: Specials) -> tuple[Tokens, Tensor]:

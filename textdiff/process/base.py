@@ -4,6 +4,9 @@ The noise is shared across all t: one eps gives the whole path from data to nois
 goes back in, and that choice is the sampler. The law every choice has to keep is Su's
 
     sum_{x_t} p(x_s | x_t, x_0) q(x_t | x_0) = q(x_s | x_0).
+
+Models draw the words of a guess late. What a process infers from a guess may not depend on which words are drawn yet, so the
+words that it reads are drawn before it reads them: `Process.reads` names these, `Rule` and `sample` draw them.
 """
 
 from abc import ABC, abstractmethod
@@ -36,6 +39,18 @@ class Process(ABC):
         """eps ~ q(eps | x_t, x0_hat). The default forgets x_t: Su's baseline."""
         return self.noise(draw.x0, key)
 
+    def reads(self, draw: Draw) -> Tensor | None:
+        """Return the elements of a guess whose words this process looks at, beside x_t, to infer a noise.
+
+        Args:
+            draw: The guess, of M elements, with words that are not drawn yet.
+
+        Returns:
+            (B, M) bool; None for all, which is always right. A process that tells what is hidden from x_t alone names
+            none, and has words drawn where x_s shows them (`shown`).
+        """
+        return None
+
     def align(self, x0: State, noise: Noise, t: Tensor) -> Draw:
         """The truth as a draw: x_0 and where in x_t each of its elements is."""
         return Draw(x0, torch.empty(0, dtype=torch.int64), torch.zeros(()))
@@ -54,8 +69,13 @@ class Process(ABC):
             f"{type(self).__name__} is no Gaussian process, so it has no SDE; use the posterior or partial rule"
         )
 
+    @property
+    def tied(self) -> bool:
+        """Whether x_t tells of x_0 by how many elements it hides, or by which together: then none is hidden by itself."""
+        return False
+
     def beta(self, t: Tensor) -> Tensor:
-        """(B,) the share corrupted at times t (B,), where each element is corrupted by a noise of its own."""
+        """(B,) the share corrupted at times t (B,)."""
         raise ValueError(_no_tokens(self))
 
     def shown(self, x0: State, noise: Noise, s: Tensor) -> Tensor | None:
@@ -82,6 +102,21 @@ class Process(ABC):
 
     def deal(self, noise: Noise, x0: State, hide: Tensor, s: Tensor, key: Key) -> Noise:
         """The noise, changed where it has to be so that just the elements `hide` (B, M) are hidden in x_s."""
+        raise ValueError(_no_tokens(self))
+
+    def in_turn(self, noise: Noise, x0: State, lane: Tensor) -> Noise:
+        """Deal the noise out anew, so that x_s shows all elements of a lane before any of a later one.
+
+        As many elements are shown at any s as before, and those of a lane in the same order.
+
+        Args:
+            noise: The noise of x0.
+            x0: The guess, of M elements.
+            lane: (B, M) int64, the block that each element is in.
+
+        Raises:
+            ValueError: For a process whose tokens have no noise each.
+        """
         raise ValueError(_no_tokens(self))
 
     def prior(self, x: State, key: Key) -> State:

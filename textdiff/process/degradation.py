@@ -19,13 +19,14 @@ from torch import Tensor
 from textdiff.images import Images
 from textdiff.keys import Key
 from textdiff.process.gaussian import Affine
+from textdiff.validation import check_number
 
 
 class Degradation(Affine):
     """What the cold processes share: w_t = 1. With noise w_0 = 0, so that x_0 is data; without, there is none to be 0."""
 
     def __init__(self, noise: float = 0.0) -> None:
-        if not 0 <= noise < float("inf"):
+        if check_number("noise", noise) < 0:
             raise ValueError(f"noise {noise} is not a standard deviation from 0 on; 0 is cold, 0.01 a little warmer")
         self.sigma = noise
 
@@ -45,7 +46,7 @@ class Blur(Degradation):
 
     def __init__(self, highest: float = 20.0, noise: float = 0.0) -> None:
         super().__init__(noise)
-        if not 0 < highest < float("inf"):
+        if not check_number("highest", highest) > 0:
             raise ValueError(f"highest blur {highest} is not a positive width in pixels; give about the image's side")
         self.highest = highest
 

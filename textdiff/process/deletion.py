@@ -36,6 +36,7 @@ from textdiff.process.masking import Masking
 from textdiff.process.uniform import Uniform, either, sides
 from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens, repeat
+from textdiff.validation import check_flag, check_number
 
 
 class DeletionNoise(NamedTuple):
@@ -62,7 +63,8 @@ class Deletion(Process):
         empty: float = 16.0,
         staged: bool = False,
     ) -> None:
-        if not 0 <= empty < float("inf"):
+        check_flag("staged", staged)
+        if check_number("empty", empty) < 0:
             raise ValueError(
                 f"empty {empty} is no power; 0 puts a marker at every place, large numbers where text is missing"
             )
@@ -127,6 +129,7 @@ class Deletion(Process):
         Fresh noise where x_t is not contained in the guess; and wherever some embeddings may be likelier than others, by
         markers (0 < gamma < 1, or at sealed places) or by spans.
         """
+        draw = draw.drawn()
         x0, seen = draw.x0, without_markers(xt, self.specials.gap, self.specials.pad)
         masked = ~x0.fixed[:, :, None] & (seen.y.ids == self.specials.mask)[:, None, :]
         match = seen.agree(x0) & (masked | (x0.ids[:, :, None] == seen.y.ids[:, None, :]))
@@ -147,8 +150,16 @@ class Deletion(Process):
         e = torch.where(key.fold(1).uniform(inferred.e.shape[1]) < rho, fresh.e, inferred.e)
         return DeletionNoise(self.uniform.blend(inferred.u, fresh.u, rho, key.fold(0)), e)
 
+    def reads(self, draw: Draw) -> Tensor | None:
+        return torch.zeros_like(draw.x0.fixed) if draw.place.numel() else None  # words tell what is where
+
     def prior(self, x: Tokens, key: Key) -> Tokens:
         return super().prior(x, key.fold(PRIOR))
+
+    @property
+    def tied(self) -> bool:
+        """Spans: neighbours that are gone together tell how much is missing. Of masks, as staged ones are, nothing does."""
+        return not (self.uniform.independent or self.staged)
 
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)
@@ -161,6 +172,8 @@ class Deletion(Process):
         return self.uniform.moment(x.eps, open_, t, self.schedule)
 
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
+        if not draw.place.numel():
+            return super().hidden(xt, draw)
         seen = draw.seen(xt.ids)
         return ((seen == self.specials.gap) | (seen == self.specials.mask)) & ~draw.x0.fixed & draw.x0.valid
 
@@ -171,6 +184,9 @@ class Deletion(Process):
 
     def deal(self, noise: DeletionNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> DeletionNoise:
         return noise._replace(u=self.uniform.deal(noise.u, x0, hide, self.schedule.beta(s)[:, None], key))
+
+    def in_turn(self, noise: DeletionNoise, x0: Tokens, lane: Tensor) -> DeletionNoise:
+        return noise._replace(u=self.uniform.rank(noise.u, x0.valid & ~x0.fixed, noise.u, lane))
 
     def probe(self, x0: Tokens, key: Key) -> Iterator[tuple[DeletionNoise, Tensor, Tensor]]:
         """Staged: a look at the words, by `Masking.probe`, and one at the lengths, at t = 1. Else the bound of one step.

@@ -31,8 +31,10 @@ from textdiff.process.base import Process
 from textdiff.process.uniform import Uniform
 from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens, repeat
+from textdiff.validation import check_flag, check_items, check_number
 
 DELETE, MASK, REPLACE = 0, 1, 2
+LATER = 1 << 20  # a use of a key that no word has
 
 
 class EditNoise(NamedTuple):
@@ -66,9 +68,11 @@ class Edit(Process):
         insert: float = 0.0,
         staged: bool = True,
     ) -> None:
-        if len(kinds) != 3 or min(kinds) < 0 or abs(sum(kinds) - 1) > 1e-9:
+        check_flag("staged", staged)
+        shares = [check_number("kinds", share) for share in check_items("kinds", kinds, example="(0.25, 0.25, 0.5)")]
+        if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-9:
             raise ValueError(f"kinds {kinds} are no shares of deletion, masking and replacement; they must sum to 1")
-        if not 0 <= insert < 1:
+        if not 0 <= check_number("insert", insert) < 1:
             raise ValueError(f"insert {insert} is not in [0, 1); at 1 there would be no end of words that come in")
         self.words = words.unique()
         strange = sorted(set(self.words.tolist()) & set(specials.not_text))
@@ -80,8 +84,7 @@ class Edit(Process):
 
     def noise(self, x0: Tokens, key: Key) -> EditNoise:
         length = x0.ids.shape[1]
-        shares = torch.tensor(self.kinds, dtype=torch.float64, device=x0.ids.device)
-        kind = _pick(shares, key.fold(1).uniform(length))
+        kind = _pick(torch.tensor(self.kinds, dtype=torch.float64, device=x0.ids.device), key.fold(1).uniform(length))
         counts = torch.zeros_like(x0.ids)
         if self.insert:  # geometric by inversion: P(k >= m) = P(u < gamma ** m)
             counts = (key.fold(3).uniform(length).log() / math.log(self.insert)).long()
@@ -92,7 +95,7 @@ class Edit(Process):
         return EditNoise(self.uniform.draw(x0, key.fold(0)), kind, self._other(x0.ids, key.fold(2)), when, what)
 
     def corrupt(self, x0: Tokens, noise: EditNoise, t: Tensor) -> Tokens:
-        present, gone, marker = self._slots(x0, noise, t)
+        present, gone = self._slots(x0, noise, t)
         width = present.shape[2]
         index = repeat(present.flatten(1).long())
         source, slot = index.div(width, rounding_mode="floor"), (index % width).masked_fill(index < 0, 0)
@@ -103,15 +106,10 @@ class Edit(Process):
         own = (slot == 0) & xt.valid
         blocks = torch.cat([ids[..., None], torch.full_like(ids, self.specials.gap)[..., None]], 2)
         come = torch.stack([noise.what, torch.full_like(noise.what, self.specials.gap)], 3).flatten(2)
-        ids = (
-            torch.cat([blocks, come], 2)
-            .flatten(1)
-            .gather(1, index.clamp_min(0))
-            .masked_fill(index < 0, self.specials.pad)
-        )
-        free = (
-            (ids != self.specials.gap) & (ids != self.specials.mask) & xt.valid & ~(own & xt.fixed) & (t > 0)[:, None]
-        )
+        ids = torch.cat([blocks, come], 2).flatten(1).gather(1, index.clamp_min(0))
+        ids = ids.masked_fill(index < 0, self.specials.pad)
+        free = (ids != self.specials.gap) & (ids != self.specials.mask) & xt.valid
+        free = free & ~(own & xt.fixed) & (t > 0)[:, None]
         return xt.with_(
             ids=ids,
             fixed=xt.fixed & own,
@@ -123,12 +121,13 @@ class Edit(Process):
         )
 
     def align(self, x0: Tokens, noise: EditNoise, t: Tensor) -> Draw:
-        present, gone, _ = self._slots(x0, noise, t)
+        present, gone = self._slots(x0, noise, t)
         before = (present.flatten(1).long().cumsum(1) - present.flatten(1).long()).view(present.shape)[:, :, 0]
         place = (before - gone.long()).clamp_min(0)  # what is gone belongs to the marker before it
         return Draw(x0, place.masked_fill(~x0.valid, 0), x0.score)
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> EditNoise:
+        draw = draw.drawn()
         x0, fresh = draw.x0, self.noise(draw.x0, key.fold(0))
         place, known = draw.place, ~self._ended(t)
         if not place.numel():
@@ -147,6 +146,7 @@ class Edit(Process):
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         if not draw.place.numel():
             return super().hidden(xt, draw)
+        draw = draw.drawn()
         return (draw.seen(xt.ids) != draw.x0.ids) & ~draw.x0.fixed & draw.x0.valid
 
     def rank(self, noise: EditNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None) -> EditNoise:
@@ -154,6 +154,9 @@ class Edit(Process):
 
     def deal(self, noise: EditNoise, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> EditNoise:
         return noise._replace(u=self.uniform.deal(noise.u, x0, hide, self.schedule.beta(s)[:, None], key))
+
+    def in_turn(self, noise: EditNoise, x0: Tokens, lane: Tensor) -> EditNoise:
+        return noise._replace(u=self.uniform.rank(noise.u, x0.valid & ~x0.fixed, noise.u, lane))
 
     def log_likelihood(self, xt: Tokens, x0: Tokens, t: Tensor) -> Tensor:
         """(B,) log q(x_t | x_0) of states before t = 1, float64: the pair-HMM's total.
@@ -213,9 +216,8 @@ class Edit(Process):
         kind = noise.kind.masked_fill(self._ended(t)[:, None], DELETE)
         return hidden, torch.where(x0.counted & (kind == DELETE), MASK, kind)
 
-    def _slots(self, x0: Tokens, noise: EditNoise, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which of a token, its marker, and of each word that comes in, its marker are there (B, L, 2 + 2 K); what is gone
-        (B, L); whether markers stand at all (B,)."""
+    def _slots(self, x0: Tokens, noise: EditNoise, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of a token, its marker, each word coming in, its marker are there (B, L, 2 + 2 K); what is gone (B, L)."""
         hidden, kind = self._edited(x0, noise, t)
         gone, open_ = hidden & (kind == DELETE), x0.valid & ~x0.sealed
         bare = ((t > 0) & (self.kinds[DELETE] > 0)) | self._ended(t)
@@ -225,7 +227,7 @@ class Edit(Process):
         marked = kept & ((next_gone & x0.joined()) | (open_ & bare[:, None]))
         come = (noise.when < self._reach(t)[:, None, None]) & open_[..., None] & ~self._ended(t)[:, None, None]
         pairs = torch.stack([come, come & bare[:, None, None]], 3).flatten(2)
-        return torch.cat([kept[..., None], marked[..., None], pairs], 2), gone, bare
+        return torch.cat([kept[..., None], marked[..., None], pairs], 2), gone
 
     def _given(self, xt: Tokens, x0: Tokens, place: Tensor, t: Tensor, fresh: EditNoise, key: Key) -> EditNoise:
         """The posterior of the noise given where each element of x_0 is seen; `fresh` where x_t says nothing of it."""
@@ -233,21 +235,19 @@ class Edit(Process):
         gone, masked = seen == self.specials.gap, seen == self.specials.mask
         edited = seen != x0.ids
         u = self.uniform.infer(x0, torch.where(edited, 0.0, beta), torch.where(edited, beta, 1.0), key.fold(0))
-        shares = torch.tensor(self.kinds, dtype=torch.float64, device=xt.ids.device)
-        either = shares.clone()
-        either[REPLACE] = 0
-        unknown = (
-            _pick(either, key.fold(1).uniform(place.shape[1])) if float(either.sum()) else torch.full_like(seen, MASK)
-        )
+        # a counted token with a mask may have been meant to go: it is shown as a mask either way
         kind = torch.where(edited, torch.where(gone, DELETE, torch.where(masked, MASK, REPLACE)), fresh.kind)
-        kind = torch.where(masked & x0.counted, unknown, kind)  # it could not be deleted
         word = torch.where(edited & ~gone & ~masked, seen, fresh.word)
         return EditNoise(u, kind, word, *self._came(xt, x0, place, t, key.fold(2)))
 
     def _came(self, xt: Tokens, x0: Tokens, place: Tensor, t: Tensor, key: Key) -> tuple[Tensor, Tensor]:
-        """when, what (B, L, K) of the words that have come in: what is no element of x_0, after the last one before it.
+        """when, what (B, L, K) of the words that come in: those seen are no element of x_0, after the last one before them.
 
-        Those that are not there at t are not there earlier, so that they need no noise.
+        Those that come after t are drawn as well, for a step that goes forward. Of k words, a seen and b not,
+
+            P(b | a) ~ C(a + b, b) q^b,  q = gamma_1 (1 - r),  r = odds_t / odds_1,
+
+        so that each of the a + 1 places between the seen ones has a geometric number of them, (1 - q) q^b.
         """
         taken = torch.zeros_like(xt.ids).scatter_add(1, place, x0.valid.long()) > 0
         extra = xt.valid & ~taken & (xt.ids != self.specials.gap)
@@ -259,10 +259,28 @@ class Edit(Process):
         number = number - (counts.cumsum(1) - counts).gather(1, owner)
         most = int(counts.max())
         when, what = self._incoming(x0, most, key)
-        here = torch.arange(most, device=counts.device) < counts[..., None]
         row, at = extra.nonzero().T
         what[row, owner[row, at], number[row, at]] = xt.ids[row, at]
-        return torch.where(here, when * self._reach(t)[:, None, None], 1.0), what
+        here = torch.arange(most, device=counts.device) < counts[..., None]
+        when = torch.where(here, when * self._reach(t)[:, None, None], 1.0)
+        return self._with_later(x0, when, what, here, t, key.fold(LATER)) if self.insert else (when, what)
+
+    def _with_later(
+        self, x0: Tokens, when: Tensor, what: Tensor, here: Tensor, t: Tensor, key: Key
+    ) -> tuple[Tensor, Tensor]:
+        """when, what (B, L, K) of the words seen at t, where `here` is set, and between them of those that come later."""
+        reach = self._reach(t)[:, None, None]
+        u = torch.stack([key.fold(j).uniform(x0.ids.shape[1]) for j in range(when.shape[2] + 1)], 2)
+        between = (u.log() / (self.insert * (1 - reach)).log()).long()  # geometric, as in `noise`; none where q is 0
+        open_ = torch.cat([x0.valid[..., None], here], 2)  # before and after each one seen
+        before = between.masked_fill(~open_, 0).cumsum(2)
+        total = (before[..., -1] + here.sum(2))[..., None]
+        later, words = self._incoming(x0, int(total.max()), key.fold(LATER))
+        later = reach + later * (1 - reach)
+        later = later.masked_fill(torch.arange(later.shape[2], device=later.device) >= total, 1.0)
+        row, token, number = here.nonzero(as_tuple=True)
+        place = row, token, number + before[row, token, number]
+        return later.index_put(place, when[here]), words.index_put(place, what[here])
 
     def _placed(self, xt: Tokens, x0: Tokens, t: Tensor, key: Key) -> tuple[Tensor, Tensor]:
         """A place for each element, drawn from all alignments; and the rows in which there is one."""

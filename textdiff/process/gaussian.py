@@ -19,6 +19,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.base import Process
 from textdiff.schedule import Schedule, SquaredCosine, reaching
+from textdiff.validation import check_number
 
 FORGOTTEN = 1e-3
 """The most of the data's variance that may be left at t = 1. (DDPM's betas leave 4e-5.)"""
@@ -159,9 +160,9 @@ class VarianceExploding(Gaussian):
     """
 
     def __init__(self, highest: float = 80.0, power: float = 7.0) -> None:
-        if not highest**-2 <= FORGOTTEN:
+        if not check_number("highest", highest, above=0) ** -2 <= FORGOTTEN:
             raise ValueError(f"highest {highest} leaves images visible at t = 1; give {FORGOTTEN**-0.5:.3g} or more")
-        if not power > 0:
+        if not check_number("power", power) > 0:
             raise ValueError(f"power {power} of the noise is not positive; 1 is linear in t")
         self.highest, self.power = highest, power
 

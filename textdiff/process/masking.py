@@ -54,6 +54,9 @@ class Masking(Process):
         low, high = torch.where(hidden, 0.0, beta), torch.where(hidden, beta, 1.0)
         return self.uniform.infer(draw.x0, low, high, key, draw.seen(xt.eps))
 
+    def reads(self, draw: Draw) -> Tensor:
+        return torch.zeros_like(draw.x0.fixed)
+
     def prior(self, x: Tokens, key: Key) -> Tokens:
         return super().prior(x, key.fold(PRIOR))
 
@@ -81,6 +84,9 @@ class Masking(Process):
 
     def deal(self, noise: Tensor, x0: Tokens, hide: Tensor, s: Tensor, key: Key) -> Tensor:
         return self.uniform.deal(noise, x0, hide, self.schedule.beta(s)[:, None], key)
+
+    def in_turn(self, noise: Tensor, x0: Tokens, lane: Tensor) -> Tensor:
+        return self.uniform.rank(noise, x0.valid & ~x0.fixed, noise, lane)
 
     def weight(self, t: Tensor) -> Tensor:
         return self.schedule.weight(t)

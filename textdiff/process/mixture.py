@@ -14,6 +14,7 @@ from textdiff.keys import Key
 from textdiff.posterior import Draw, Posterior
 from textdiff.process.base import PRIOR, Noise, Process
 from textdiff.tokens import Tokens, concatenate
+from textdiff.validation import check_items, check_number
 
 
 class MixedNoise(NamedTuple):
@@ -31,18 +32,17 @@ class Mixture(Process):
     """
 
     def __init__(self, parts: Sequence[tuple[float, Process]], pad: int) -> None:
-        if len(parts) < 2 or min(weight for weight, _ in parts) <= 0:
+        parts = check_items("parts", parts, example="[(1, masking), (2, edit)]")
+        weights = [check_number("the weight of a process", weight) for weight, _ in parts]
+        if len(weights) < 2 or min(weights) <= 0:
             shown = ", ".join(f"{weight:g} {type(process).__name__}" for weight, process in parts)
             raise ValueError(f"a mixture of ({shown}) needs two processes or more, each with a weight above 0")
-        total = sum(weight for weight, _ in parts)
-        self.weights = [weight / total for weight, _ in parts]
+        self.weights = [weight / sum(weights) for weight in weights]
         self.processes, self.pad = [process for _, process in parts], pad
 
     def noise(self, x0: Tokens, key: Key) -> MixedNoise:
-        cdf = torch.tensor(self.weights, dtype=torch.float64, device=x0.ids.device).cumsum(0)
-        drawn = torch.searchsorted(cdf, key.fold(0).uniform(1)[:, 0]).clamp_max(len(cdf) - 1)
         dealt = x0.part[:, 0]  # a guess belongs to the component of the state it was made from
-        choice = torch.where(dealt > 0, dealt - 1, drawn)
+        choice = torch.where(dealt > 0, dealt - 1, self._drawn(key.fold(0)))
         mine = key.fold(1)
         return self._split(choice, lambda c, rows: self.processes[c].noise(x0[rows], mine[rows]))
 
@@ -64,9 +64,15 @@ class Mixture(Process):
         return Draw(x0.with_(part=torch.where(x0.valid, noise.choice[:, None] + 1, 0)), place, x0.score)
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> MixedNoise:
+        draw = draw.drawn(self._read(_choice(xt), draw))
+        # of data, at t = 0, nothing tells the component
+        choice = torch.where((t == 0) & (xt.part[:, 0] == 0), self._drawn(key.fold(PRIOR)), _choice(xt))
         return self._split(
-            _choice(xt), lambda c, rows: self.processes[c].infer(xt[rows], _take(draw, rows), t[rows], key[rows])
+            choice, lambda c, rows: self.processes[c].infer(xt[rows], _take(draw, rows), t[rows], key[rows])
         )
+
+    def reads(self, draw: Draw) -> Tensor:
+        return self._read(_choice(draw.x0), draw)
 
     def blend(self, inferred: MixedNoise, fresh: MixedNoise, rho: float | Tensor, key: Key) -> MixedNoise:
         if not bool((inferred.choice == fresh.choice).all()):
@@ -83,6 +89,11 @@ class Mixture(Process):
 
     def prior(self, x: Tokens, key: Key) -> Tokens:
         return super().prior(x, key.fold(PRIOR))
+
+    @property
+    def tied(self) -> bool:
+        """Whether one of the processes is."""
+        return any(process.tied for process in self.processes)
 
     def beta(self, t: Tensor) -> Tensor:
         shares = [process.beta(t) for process in self.processes]
@@ -101,9 +112,12 @@ class Mixture(Process):
         return self._gathered(_choice(x), lambda c, rows: self.processes[c].moment(x[rows], t[rows]))
 
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
+        draw = draw.drawn(self._read(_choice(xt), draw))
         return self._gathered(_choice(xt), lambda c, rows: self.processes[c].hidden(xt[rows], _take(draw, rows)))
 
     def rank(self, noise: MixedNoise, xt: Tokens, draw: Draw, score: Tensor, lane: Tensor | None = None) -> MixedNoise:
+        draw = draw.drawn(self._read(noise.choice, draw))
+
         def of(c: int, rows: Tensor) -> Noise:
             lanes = None if lane is None else lane[rows]
             return self.processes[c].rank(noise.parts[c], xt[rows], _take(draw, rows), score[rows], lanes)
@@ -115,6 +129,11 @@ class Mixture(Process):
             return self.processes[c].deal(noise.parts[c], x0[rows], hide[rows], s[rows], key[rows])
 
         return self._split(noise.choice, of)
+
+    def in_turn(self, noise: MixedNoise, x0: Tokens, lane: Tensor) -> MixedNoise:
+        return self._split(
+            noise.choice, lambda c, rows: self.processes[c].in_turn(noise.parts[c], x0[rows], lane[rows])
+        )
 
     def weight(self, t: Tensor) -> Tensor:
         weights = [process.weight(t) for process in self.processes]
@@ -141,6 +160,20 @@ class Mixture(Process):
         choice = torch.arange(len(found)).repeat_interleave(sizes)
         return MixedNoise(choice, [noise for noise, _ in found]), chance
 
+    def _read(self, choice: Tensor, draw: Draw) -> Tensor:
+        """(B, M) which words are read, row by row, by the components `choice` (B,)."""
+
+        def of(c: int, rows: Tensor) -> Tensor:
+            words = self.processes[c].reads(_take(draw, rows))
+            return draw.x0.valid[rows] if words is None else words
+
+        return self._gathered(choice, of)
+
+    def _drawn(self, key: Key) -> Tensor:
+        """(B,) a component by its weight."""
+        cdf = torch.tensor(self.weights, dtype=torch.float64, device=key.device).cumsum(0)
+        return torch.searchsorted(cdf, key.uniform(1)[:, 0]).clamp_max(len(cdf) - 1)
+
     def _rows(self, noise: MixedNoise) -> Iterator[tuple[int, Tensor]]:
         for number in range(len(self.processes)):
             rows = (noise.choice == number).nonzero()[:, 0]
@@ -166,6 +199,6 @@ def _choice(x: Tokens) -> Tensor:
 
 
 def _take(draw: Draw, rows: Tensor) -> Draw:
-    """Some rows of a draw, as it is now."""
+    """Some rows of a draw, those words drawn that their component reads."""
     place = draw.place[rows] if draw.place.numel() else draw.place
     return Draw(draw.x0[rows], place, draw.log_prob[rows] if draw.log_prob.dim() else draw.log_prob)

@@ -28,6 +28,7 @@ from textdiff.process.base import Process
 from textdiff.process.uniform import Uniform, either, shuffled
 from textdiff.schedule import Linear, Schedule, reaching
 from textdiff.tokens import Specials, Tokens
+from textdiff.validation import check_flag, check_integer, check_number
 
 
 class ReplacementNoise(NamedTuple):
@@ -64,9 +65,10 @@ class Replacement(Process):
         counts: bool = False,
         steps: int = 128,
     ) -> None:
-        if not 0 <= masked < 1:
+        check_flag("different", different)
+        if not 0 <= check_number("masked", masked) < 1:
             raise ValueError(f"masked {masked} is not a share in [0, 1); where all tokens are masked use Masking")
-        if steps < 0:
+        if check_integer("steps", steps) < 0:
             raise ValueError(f"steps {steps} of the bound is negative; 0 is continuous time")
         self.specials = specials
         self.words = _words(specials, words)
@@ -87,6 +89,7 @@ class Replacement(Process):
         return x0.with_(ids=ids, doubtful=doubtful, score=x0.score.masked_fill(gone, 0.0))
 
     def infer(self, xt: Tokens, draw: Draw, t: Tensor, key: Key) -> ReplacementNoise:
+        draw = draw.drawn()
         x0, beta = draw.x0, self.schedule.beta(t)[:, None]
         free = x0.valid & ~x0.fixed
         shown = draw.seen(xt.ids)
@@ -110,11 +113,17 @@ class Replacement(Process):
         pick = key.uniform(inferred.u.shape[1] if self.uniform.independent else 1) < rho
         return ReplacementNoise(*(torch.where(pick, new, old) for new, old in zip(fresh, inferred, strict=True)))
 
+    @property
+    def tied(self) -> bool:
+        """Counts: x_t has a known number of wrong words."""
+        return self.uniform.counts
+
     def beta(self, t: Tensor) -> Tensor:
         return self.schedule.beta(t)
 
     def hidden(self, xt: Tokens, draw: Draw) -> Tensor:
         """What the guess says otherwise than x_t: nothing else shows which words are wrong."""
+        draw = draw.drawn()
         return (draw.x0.ids != draw.seen(xt.ids)) & ~draw.x0.fixed & draw.x0.valid
 
     def rank(

@@ -17,13 +17,16 @@ from torch import Tensor
 from textdiff.keys import Key
 from textdiff.schedule import Schedule
 from textdiff.tokens import Tokens
+from textdiff.validation import check_flag, check_items, check_number
 
 
 class Uniform:
     """q(u) and q(u | u_i in [low_i, high_i))."""
 
     def __init__(self, spans: tuple[float, ...] = (1,), counts: bool = False) -> None:
-        if not spans or min(spans) < 1:
+        check_flag("counts", counts)
+        lengths = [check_number("spans", length) for length in check_items("spans", spans, example="(1, 3)")]
+        if not lengths or min(lengths) < 1:
             raise ValueError(f"mean span lengths {spans} must be numbers from 1 on; (1,) makes tokens independent")
         if counts and max(spans) > 1:
             raise ValueError(f"spans {tuple(spans)} cannot be counted; give counts=False, or spans (1,)")
