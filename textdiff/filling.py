@@ -240,8 +240,7 @@ def infill(
     # the key is that of (seed, number of the sample) and of the text itself, not of its place in the batch
     numbers = torch.arange(first * candidates, first * candidates + drawn)
     key = Key(Key.of(seed, numbers.repeat(len(pages))).state ^ start.codes()[rows])
-    device = denoiser.home
-    x, key = start[rows].to(device), key.to(device)
+    x, key = start[rows].to(denoiser.home), key.to(denoiser.home)
     decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
     denoiser, choice, filled = denoiser.session(), SELECTS[select], _Filled(len(rows), candidates)
     with counting(denoiser.model) as calls, torch.inference_mode():
