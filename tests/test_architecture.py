@@ -20,16 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # From low to high. A module imports from its own row and from the rows above it here, never from the rows below.
 # A name stands for the module and, if it is a package, for all that is in it.
 LAYERS = (
-    ("validation", "keys", "tokens", "images", "schedule", "constraints"),
+    ("validation", "options", "keys", "tokens", "images", "schedule", "constraints"),
     ("process", "posterior", "drawing"),
     ("denoiser", "leak"),
     ("rules", "revealing", "remasking", "rulebook", "sampler", "udm"),
     (
         "saving",
+        "run_folder",
+        "resuming",
         "report",
         "ema",
         "optim",
         "launch",
+        "yaml_options",
         "config",
         "lora",
         "box",
@@ -53,6 +56,9 @@ LAYERS = (
         "streaming",
         "scoring",
         "hub",
+        "reading",
+        "sentences",
+        "holding_out",
         "data",
         "zoo",
         "checkpoint",
@@ -61,6 +67,7 @@ LAYERS = (
         "tuning",
         "card",
         "evaluation",
+        "training_state",
         "trainer",
         "ngram",
         "compare",
@@ -71,11 +78,11 @@ LAYERS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"validation", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
+CORE = {"validation", "options", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
 CORE |= {"drawing", "rules", "revealing", "remasking", "rulebook", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")
-MAX_FILE, MAX_FUNCTION = 350, 60
+MAX_FILE, MAX_FUNCTION = 500, 60
 
 # Not a path on the web (a letter before the slash) and not one under the user's own home (a tilde).
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|home|root|tmp)/")

@@ -7,13 +7,15 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from textdiff.data import open_split
 from textdiff.images import Images
+from textdiff.options import PATH, Range, check_options
+from textdiff.reading import open_split
+from textdiff.resuming import fingerprint
 
 IDX = {"train": "train", "test": "t10k"}  # the names of the splits in the files of MNIST and its kin
 DIGITS = "digits"
@@ -34,14 +36,17 @@ class PicturesConfig:
         mode: Convert to greys (L) or colours (RGB). Left out, all images must be one of the two.
     """
 
-    dataset: str = DIGITS
+    dataset: Annotated[str, PATH] = DIGITS
     config: str | None = None
     split: str = "train"
     validation_split: str = "test"
     image_column: str = "image"
     label_column: str | None = "label"
-    size: int | None = None
+    size: Annotated[int | None, Range(least=1, most=10**4)] = None
     mode: Literal["L", "RGB"] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, "data")
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Pictures:
         """Some of them in [-1, 1]."""
         index = rows if isinstance(rows, slice) else torch.as_tensor(list(rows))
         return Images(2 * self.values[index].float() / self.top - 1, self.label[index])
+
+    @property
+    def fingerprint(self) -> str:
+        """How many there are, and a hash of them and their labels."""
+        return f"{len(self):,} images, {fingerprint([self.values.numpy().tobytes(), self.label.numpy().tobytes()])}"
 
     def greys(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation over images of each channel's mean grey in [-1, 1]."""
@@ -157,7 +167,7 @@ def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
         if column is not None and column not in rows.column_names:
             columns = ", ".join(rows.column_names)
             raise ValueError(f"no column {column!r} in {config.dataset}: set data.{option} to one of {columns}")
-    values = [_values(row, number, config) for number, row in enumerate(rows[config.image_column])]
+    values = _images(rows, config)
     first = next(iter(values), torch.zeros(1, 1, 1, dtype=torch.uint8))
     for number, image in enumerate(values):
         if image.shape != first.shape:
@@ -169,6 +179,18 @@ def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
             )
     label, names = _labels(rows, config)
     return Pictures(torch.stack(values) if values else torch.zeros(0, 1, 1, 1, dtype=torch.uint8), label, names)
+
+
+def _images(rows: Any, config: PicturesConfig) -> list[Tensor]:
+    images, values = iter(rows[config.image_column]), []
+    for number in range(len(rows)):
+        try:
+            image = next(images)
+        except (OSError, ValueError) as error:  # Pillow cannot read it
+            reason = next(iter(str(error).splitlines()), "")
+            raise ValueError(f"image {number} of {config.dataset} cannot be read ({reason}); remove or mend it") from error
+        values.append(_values(image, number, config))
+    return values
 
 
 def _values(image: Any, number: int, config: PicturesConfig) -> Tensor:
