@@ -196,7 +196,7 @@ def test_another_spelling_and_the_wrong_family(
         ("--diffusion.shift",): ["shift is for backbone causal"],
         (*CAUSAL[:2], *LOADED["llama"]): ["backbone causal is for denoiser parallel, not autoregressive"],
         ("--model.lora", "4"): ["model.lora 4 adapts a pretrained model"],
-        ("--model-name-or-path", "bert", "--model.lora", "-1"): ["model.lora -1 is not positive"],
+        ("--model-name-or-path", "bert", "--model.lora", "-1"): ["model.lora must be a whole number from 0", "got -1"],
     }
     for more, named in cases.items():
         assert cli([*words, *more]) == 2

@@ -78,7 +78,18 @@ LAYERS = (
     ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"validation", "options", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior", "denoiser.base"}
+CORE = {
+    "validation",
+    "options",
+    "keys",
+    "tokens",
+    "constraints",
+    "images",
+    "schedule",
+    "process",
+    "posterior",
+    "denoiser.base",
+}
 CORE |= {"drawing", "rules", "revealing", "remasking", "rulebook", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")
 PICKLES = ("pickle", "cloudpickle", "dill", "joblib", "shelve")

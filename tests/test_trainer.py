@@ -235,7 +235,10 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path, world: Pat
         ({"optimizer": "muon"}, "trainer.optimizer adamw, not muon"),
         ({"kind": "parallel", "model": "parallel"}, "diffusion.denoiser autoregressive, not parallel"),
         ({"data": {"packed": True}}, "data.packed False, not True; give --data.no-packed"),
-        ({"batch": 4, "lr": 0.5}, "trainer.batch 8, not 4, trainer.lr 0.01, not 0.5; give --trainer.batch 8 --trainer.lr"),
+        (
+            {"batch": 4, "lr": 0.5},
+            "trainer.batch 8, not 4, trainer.lr 0.01, not 0.5; give --trainer.batch 8 --trainer.lr",
+        ),
         ({"model": "autoregressive"}, "trained with other model: LlamaForCausalLM .* then, LlamaForCausalLM .* now"),
     ],
 )

@@ -220,7 +220,9 @@ class Recipe:
         """Everything built and ready to run."""
         data = self.prepare()
         model = self.make_model(data)
-        say(f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} weights, {trained(model):,} trained")
+        say(
+            f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} weights, {trained(model):,} trained"
+        )
         udm = self.make_udm(model, data)
         return Trainer(udm, self.make_job(model, data), self.trainer)
 

@@ -210,7 +210,9 @@ class RunFolder:
         """Return something that no run wrote and a run would replace."""
         for entry in sorted(self.path.iterdir()):
             marked = own is not None and entry.name in (EXPORT, *own)
-            if _is_written(entry.name) and not (marked and (entry.name == EXPORT or self._is_own(entry.name, own or {}))):
+            if _is_written(entry.name) and not (
+                marked and (entry.name == EXPORT or self._is_own(entry.name, own or {}))
+            ):
                 return entry
         board = self.path / BOARD
         if os.path.lexists(board) and not (board.is_dir() and (own is not None or not any(board.iterdir()))):
@@ -268,7 +270,9 @@ class RunFolder:
 
     def _held_by(self, descriptor: int) -> str:
         process = os.pread(descriptor, 32, 0).decode("utf-8", "replace").strip() or "unknown"
-        return f"{self.name} {self.path} is held by another run (process {process}); wait for it, or give another folder"
+        return (
+            f"{self.name} {self.path} is held by another run (process {process}); wait for it, or give another folder"
+        )
 
 
 def _locked(descriptor: int, kind: int) -> bool:

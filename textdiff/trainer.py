@@ -293,7 +293,9 @@ class Trainer:
             optimizer.zero_grad()
         self.step, self.whole = self.step + 1, True
         if self.skipped >= 10:
-            raise ValueError(f"the gradient was not finite 10 times in a row, at step {self.step - 1}; lower trainer.lr")
+            raise ValueError(
+                f"the gradient was not finite 10 times in a row, at step {self.step - 1}; lower trainer.lr"
+            )
         return norm
 
     # ------------------------------------------------------------------------------------------------- time and rates

@@ -84,10 +84,15 @@ def read_options(file: Path) -> dict[str, Entry]:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """Return what to say of a name that there is not: the known one most like it, by its whole path or its last part."""
-    last = [path for path in known if path.rpartition(".")[2] == name.rpartition(".")[2]]
-    found = last or difflib.get_close_matches(name, known, 1, 0.5)
-    return f"did you mean {found[0]}?" if found else f"there are {', '.join(known[:8])}, ..."
+    """Return what to say of an unknown option: the known one most like it, or those of its section."""
+    section, _, last = name.rpartition(".")
+    lasts = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] != section}
+    lasts |= {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == section}
+    close = difflib.get_close_matches(last, list(lasts), 1, 0.7)
+    if close:
+        return f"did you mean {lasts[close[0]]}?"
+    beside = [path for path in known if path.rpartition(".")[0] == section] or known
+    return f"there are {', '.join(beside[:12])}" + (", ..." if len(beside) > 12 else "")
 
 
 def _document(text: str) -> yaml.Node | None:

@@ -188,7 +188,9 @@ def _images(rows: Any, config: PicturesConfig) -> list[Tensor]:
             image = next(images)
         except (OSError, ValueError) as error:  # Pillow cannot read it
             reason = next(iter(str(error).splitlines()), "")
-            raise ValueError(f"image {number} of {config.dataset} cannot be read ({reason}); remove or mend it") from error
+            raise ValueError(
+                f"image {number} of {config.dataset} cannot be read ({reason}); remove or mend it"
+            ) from error
         values.append(_values(image, number, config))
     return values
 
