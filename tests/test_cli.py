@@ -103,8 +103,14 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         ),
         (("evaluate", "parallel", "--dataset", "missing.jsonl"), ["no file missing.jsonl"]),
         (("evaluate", "short", "--dataset", "texts"), ["short is cut short or damaged"]),
-        (("evaluate", "parallel", "--dataset", "texts", "--gaps", "0"), ["gaps 0 is not positive"]),
-        (("evaluate", "parallel", "--dataset", "texts", "--windows", "0"), ["windows 0 is not positive"]),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--gaps", "0"),
+            ["gaps must be a whole number of at least 1; got 0"],
+        ),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--windows", "0"),
+            ["windows must be a whole number of at least 1; got 0"],
+        ),
         (("train", "--trainer.steps", "0"), ["trainer.steps must be a whole number from 1", "got 0"]),
         (("train", "--trainer.steps", "-5"), ["trainer.steps must be a whole number from 1", "got -5"]),
         (("train", "--trainer.embedding-lr", "-1"), ["trainer.embedding_lr must be a number from 0 to 1000; got -1.0"]),

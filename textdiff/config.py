@@ -68,7 +68,7 @@ def _parsed(
     for place, word in enumerate(rest):
         name, equals, value = word.partition("=")
         rest[place] = (short or {}).get(name, name) + equals + value
-    default = {"default": _with_entries(kind, entries)} if entries else {}
+    default: dict[str, Any] = {"default": _with_entries(kind, entries)} if entries else {}
     return tyro.cli(kind, args=rest, prog=prog, description=description, **default)
 
 

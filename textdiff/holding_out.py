@@ -23,7 +23,7 @@ class Halves(NamedTuple):
 
     train: Any
     held: Any
-    count: str
+    size: str
 
 
 def hold_out(rows: "Dataset", column: str) -> Halves | None:
@@ -44,7 +44,7 @@ def hold_out_texts(texts: Any, streaming: bool, dataset: str) -> Halves | None:
     if streaming:
         return _of_stream(texts, dataset)
     halves = hold_out(texts, "text") if len(texts) >= FEW else None
-    return None if halves is None else halves._replace(count=f"{halves.count} texts")
+    return None if halves is None else halves._replace(size=f"{halves.size} texts")
 
 
 def hold_out_windows(windows: Any, streaming: bool) -> Halves | None:
@@ -54,7 +54,7 @@ def hold_out_windows(windows: Any, streaming: bool) -> Halves | None:
         held = windows.filter(lambda row: row["index"] % SHARE == SHARE // 2)
         return Halves(train, held, f"1 in {SHARE} windows") if next(iter(held), None) is not None else None
     halves = hold_out(windows, "ids")
-    return None if halves is None else halves._replace(count=f"{halves.count} windows")
+    return None if halves is None else halves._replace(size=f"{halves.size} windows")
 
 
 def _of_stream(texts: "IterableDataset", dataset: str) -> Halves | None:

@@ -51,15 +51,20 @@ def run_command(command: Callable[[], None], prog: str) -> int:
         return complain(error, prog)
     except KeyboardInterrupt as stop:
         code = stop.code if isinstance(stop, Interrupted) else 130
-        if message := str(stop) or ("stopped" if type(stop) is KeyboardInterrupt else ""):
+        message = str(stop) or ("stopped" if type(stop) is KeyboardInterrupt else "")
+        if message and _is_first():
             print(f"\n{prog}: {message}", file=sys.stderr)
         return code
 
 
 def say(line: str) -> None:
     """Print a line, of several processes in the first alone."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         print(line, flush=True)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _stop_at_once(number: int, frame: Any) -> None:

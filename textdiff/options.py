@@ -63,7 +63,7 @@ def checked_option(name: str, value: Any, hint: Any) -> Any:
         return check_choice(name, value, get_args(kind))
     if get_origin(kind) is tuple:
         return _checked_tuple(name, value, get_args(kind), extras)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, kind):
             raise ValueError(f"{name} must be a {kind.__name__}; got {shown(value)}")
         return value

@@ -269,7 +269,8 @@ def checked_text(value: Any, place: int, column: str, where: str) -> str:
         return value
     kind, remedy = _kind(value)
     raise UnreadableRow(
-        f"row {place + 1} (the first is 1) of column {column!r} in {where} holds {kind}, not a text: {shown(value)}; {remedy}"
+        f"row {place + 1} (the first is 1) of column {column!r} in {where} holds {kind}, not a text: {shown(value)}; "
+        + remedy
     )
 
 

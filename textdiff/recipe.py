@@ -41,7 +41,7 @@ from textdiff.run_folder import RunFolder
 from textdiff.saving import TOKENIZER, newest_state, read_facts
 from textdiff.sentences import WORD, pieces
 from textdiff.spectral import STARTS
-from textdiff.tokenizer import BYTES, length_names, load_tokenizer, prepare_tokenizer, specials, train_tokenizer
+from textdiff.tokenizer import BYTES, load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Tokens
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
 from textdiff.udm import UDM, Objective
@@ -262,11 +262,11 @@ class Recipe:
             rows, kept = halves.train, halves.held
         else:
             raise ValueError(
-                f"{data.dataset} has no split {VALIDATION!r} and too little text to hold some out; name what to measure on by "
-                f"--data.validation-split, such as {data.split}"
+                f"{data.dataset} has no split {VALIDATION!r} and too little text to hold some out; name what to measure on "
+                f"by --data.validation-split, such as {data.split}"
             )
         say(
-            f"{data.dataset} has no split {VALIDATION!r}: {halves.count} are held out to measure on; "
+            f"{data.dataset} has no split {VALIDATION!r}: {halves.size} are held out to measure on; "
             "--data.validation-split names a split instead"
         )
         return Windows(rows, tokenizer, kept)

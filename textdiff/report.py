@@ -145,7 +145,7 @@ def losses(lines: list[dict[str, Any]], words: Words) -> "Figure":
     train, held = _points(lines, "loss"), _points(lines, f"validation/{words.figure}")
     if train:
         steps, values = zip(*train, strict=True)
-        few = {"marker": "o", "markersize": 3} if len(train) < 3 else {}
+        few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(train) < 3 else {}
         axes.plot(steps, values, color="#9bb7d4", linewidth=0.7, label="training loss", **few)
         axes.plot(steps, _smooth(list(values)), color="#1f4e79", linewidth=1.8, label="smoothed")
     if held:

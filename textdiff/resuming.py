@@ -15,20 +15,20 @@ Change = Literal["free", "told", "fingerprint", "fixed"]
 # free: steers the length of the run, its reports and its samples. told: the steps stay the same up to rounding, which is
 # said. fingerprint: only a name, and what it names is compared. fixed: another value is another run.
 _FREE = """trainer.out trainer.steps trainer.minutes trainer.log_every trainer.measure_every trainer.show_every
-    trainer.save_every trainer.keep trainer.resume trainer.overwrite examples data.validation_split diffusion.staged
-    diffusion.num_steps diffusion.rule diffusion.temperature diffusion.top_k diffusion.top_p diffusion.max_gap
-    diffusion.candidates diffusion.clip variance"""
+    trainer.save_every trainer.keep trainer.resume trainer.overwrite examples data.validation_split
+    diffusion.staged diffusion.num_steps diffusion.rule diffusion.temperature diffusion.top_k diffusion.top_p
+    diffusion.max_gap diffusion.candidates diffusion.clip variance"""
 _TOLD = "trainer.accumulate trainer.compile"
 _FINGERPRINT = """data.dataset data.config data.split data.text_column data.image_column data.label_column data.size data.mode
     model.path"""
-_FIXED = """trainer.batch trainer.optimizer trainer.lr trainer.muon_lr trainer.embedding_lr trainer.weight_decay trainer.beta2
-    trainer.warmup trainer.floor trainer.clip trainer.ema trainer.seed trainer.precision data.streaming data.context
-    data.shortest data.packed tokenizer.path tokenizer.vocab model.preset model.weights model.lora model.start model.context
-    model.family model.channels model.layers model.attention model.dropout diffusion.denoiser diffusion.process
-    diffusion.schedule diffusion.counts diffusion.different diffusion.masked diffusion.edits diffusion.backbone
-    diffusion.shift diffusion.block diffusion.self_conditioning diffusion.bidirectional diffusion.highest diffusion.noise
-    diffusion.predict diffusion.loss noise.spans noise.counted objective.weighted objective.blank objective.power
-    objective.steps"""
+_FIXED = """trainer.batch trainer.optimizer trainer.lr trainer.muon_lr trainer.embedding_lr trainer.weight_decay
+    trainer.beta2 trainer.warmup trainer.floor trainer.clip trainer.ema trainer.seed trainer.precision
+    data.streaming data.context data.shortest data.packed tokenizer.path tokenizer.vocab model.preset
+    model.weights model.lora model.start model.context model.family model.channels model.layers model.attention
+    model.dropout diffusion.denoiser diffusion.process diffusion.schedule diffusion.counts diffusion.different
+    diffusion.masked diffusion.edits diffusion.backbone diffusion.shift diffusion.block
+    diffusion.self_conditioning diffusion.bidirectional diffusion.highest diffusion.noise diffusion.predict
+    diffusion.loss noise.spans noise.counted objective.weighted objective.blank objective.power objective.steps"""
 CHANGES: dict[str, Change] = {
     **dict.fromkeys(_FREE.split(), "free"),
     **dict.fromkeys(_TOLD.split(), "told"),

@@ -74,8 +74,8 @@ class RunFolder:
             changed = strange.relative_to(self.path).as_posix() in (own or {})
             reason = "was changed since the run wrote it" if changed else "was not written by a run"
             raise ValueError(
-                f"{self.name} {self.path}: {strange.relative_to(self.path)} {reason} and would be replaced; move it, or "
-                "give another folder"
+                f"{self.name} {self.path}: {strange.relative_to(self.path)} {reason}, so it is not written over; move "
+                "it, or give another folder"
             )
 
     def _nothing_to_resume(self) -> str:
@@ -138,7 +138,9 @@ class RunFolder:
     def record_board(self) -> None:
         """List what TensorBoard's writer has made."""
         found = [file for file in (self.path / BOARD).glob("*") if _EVENTS.fullmatch(file.name)]
-        mine = {f"{BOARD}/{file.name}": None for file in found if f".{os.getpid()}." in file.name}
+        mine: dict[str, str | None] = {
+            f"{BOARD}/{file.name}": None for file in found if f".{os.getpid()}." in file.name
+        }
         self._mark((self._own() or {}) | mine)
 
     @contextmanager
@@ -160,7 +162,7 @@ class RunFolder:
         for file in files:
             if os.path.lexists(self.path / file.name) and not self._is_own(file.name, own):
                 raise ValueError(
-                    f"{self.path / file.name} was not written by the run, so the checkpoint stays in {part}; move one of them"
+                    f"{self.path / file.name} was not written by the run, so the checkpoint stays in {part}; move one"
                 )
         self._mark(own | {file.name: _digest(file) for file in files})
         for file in files:
@@ -173,7 +175,9 @@ class RunFolder:
         """Return the files that runs wrote here, with the sha256 of the small ones; None for a folder of no run."""
         try:
             content = json.loads((self.path / MARK).read_text(encoding="utf-8"))
-            files = content["files"] if content["written_by"] == "textdiff" else None
+            if content["written_by"] != "textdiff":
+                return self._adopted()
+            files = content["files"]
             names = {str(name): digest for name, digest in files.items() if _inside(str(name))}
             return {MARK: None, **names}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

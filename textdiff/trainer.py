@@ -33,6 +33,7 @@ from textdiff.training_state import check_finite, gather, restore
 from textdiff.udm import UDM
 
 GO_ON = "The same command with --resume goes on"
+LOWER = "lower trainer.lr"
 MOST_STEPS = 10**9
 
 
@@ -155,7 +156,7 @@ class Trainer:
         check_launch(self.world)
         if config.batch % (self.world * config.accumulate):
             raise ValueError(f"trainer.batch {config.batch} does not divide over {self.world} processes x accumulate")
-        check_finite(udm, "before training")
+        check_finite(udm, "before training", "train from another model")
         self.udm = udm
         if config.compile:
             body = udm.denoiser.model.base_model
@@ -368,7 +369,7 @@ class Trainer:
         figures = {name: value for name, value in self.figures.items() if math.isfinite(value)}
         facts = {"steps": self.step, "seconds": round(self.elapsed), **figures}
         with self._averaged():
-            check_finite(self.udm, f"at step {self.step}")
+            check_finite(self.udm, f"at step {self.step}", LOWER)
             with self.folder.exported() as part:
                 self.job.export(part, facts)
         self.report.curve(self.out / CURVE)
@@ -377,7 +378,7 @@ class Trainer:
         """Write a state. together: all processes are here, as they must be where each holds a part of the weights."""
         weights = self.accelerator.get_state_dict(self.model)
         tensors, facts = gather(weights, self.udm, self.optimizers, self.ema)
-        check_finite(self.udm, f"at step {self.step}", tensors)
+        check_finite(self.udm, f"at step {self.step}", LOWER, tensors)
         facts |= {
             "step": self.step,
             "elapsed": self.elapsed,

@@ -54,8 +54,8 @@ def restore(
         ema.load(tensors["ema"])
 
 
-def check_finite(udm: UDM, where: str, tensors: dict[str, dict[str, Tensor]] | None = None) -> None:
-    """Refuse weights, and other tensors of a state, that hold NaN or an infinity.
+def check_finite(udm: UDM, when: str, remedy: str, tensors: dict[str, dict[str, Tensor]] | None = None) -> None:
+    """Refuse weights, and other tensors of a state, that hold NaN or an infinity: they are never saved.
 
     Raises:
         ValueError: Naming the first of them.
@@ -65,4 +65,4 @@ def check_finite(udm: UDM, where: str, tensors: dict[str, dict[str, Tensor]] | N
         # buffers of the model may be infinite, as masks are
         name = name or (None if file == "model" else not_finite(content))
     if name is not None:
-        raise ValueError(f"weights that are not finite {where} ({name}), which are not saved; lower trainer.lr")
+        raise ValueError(f"the weights are not finite {when} ({name}), so they are not saved; {remedy}")

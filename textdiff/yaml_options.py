@@ -76,7 +76,8 @@ def read_options(file: Path) -> dict[str, Entry]:
     except RecursionError as error:
         raise ValueError(f"{file} is nested too deeply; options stand in sections such as 'trainer:'") from error
     if not isinstance(node, yaml.MappingNode):
-        came = "nothing" if node is None or _null(node) else {"sequence": "a list"}.get(node.id, "a single value")
+        came = "nothing" if node is None or _null(node) else "a single value"
+        came = "a list" if isinstance(node, yaml.SequenceNode) else came
         raise ValueError(f"{file} must hold sections such as 'trainer:' with options in them; it holds {came}")
     entries: dict[str, Entry] = {}
     _flatten(file, node, "", entries, DEPTH)

@@ -161,7 +161,7 @@ def make_process(
 
 
 def keeps_lengths(name: str) -> bool:
-    """Whether only gaps whose length is given can be filled: the first process keeps lengths, or none teaches to say them."""
+    """Whether only gaps of given length can be filled: the first process keeps lengths, or none teaches to say them."""
     names = [process for _, process in parts(name)]
     return names[0] in KEEP_LENGTHS or not {*names} & {*SAY_LENGTHS}
 

@@ -4,6 +4,8 @@ What is stored are the whole numbers of the source, 0 to `top`; a batch is 2 val
 """
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +87,7 @@ def load_pictures(config: PicturesConfig, split: str) -> Pictures:
     """The images of one split. ValueError of one line for whatever is not a set of images of one size."""
     if config.dataset == DIGITS:
         found = _digits(split)
-    elif Path(config.dataset).is_dir() and list(Path(config.dataset).glob("*-images-idx3-ubyte*")):
+    elif _is_idx(config.dataset):
         found = _idx(Path(config.dataset), split)
     else:
         found = _hugging_face(config, split)
@@ -102,6 +104,24 @@ def load_pictures(config: PicturesConfig, split: str) -> Pictures:
             f"{len(found.names)} classes; filter it out, or set data.label_column None"
         )
     return found
+
+
+def check_pictures(config: PicturesConfig, split: str) -> None:
+    """Refuse a split or a column that there is not, without reading images.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    if config.dataset == DIGITS:
+        _one_of(split, ("train", "test"), DIGITS)
+    elif _is_idx(config.dataset):
+        _one_of(split, tuple(IDX), config.dataset)
+    else:
+        _rows(config, split)
+
+
+def _is_idx(dataset: str) -> bool:
+    return Path(dataset).is_dir() and any(Path(dataset).glob("*-images-idx3-ubyte*"))
 
 
 def _digits(split: str) -> Pictures:
@@ -146,13 +166,15 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
         raise ValueError(f"{folder} has no file {name} or {name}.gz; copy the data set again")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is cut short or damaged ({error}); copy it again") from error
     if content[:4] != bytes((0, 0, 8, dimensions)):
         raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions; it begins with {content[:4]!r}")
+    if len(content) < 4 + 4 * dimensions:
+        raise ValueError(f"{path} is cut short; copy it again")
     sizes = np.frombuffer(content[4 : 4 + 4 * dimensions], ">i4").tolist()
     values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
-    if len(sizes) != dimensions or len(values) != int(np.prod(sizes)):
+    if min(sizes) < 0 or len(values) != math.prod(sizes):
         raise ValueError(f"{path} says it holds {sizes}, but has {len(values)} values; copy it again")
     return torch.from_numpy(values.reshape(sizes).copy())
 
@@ -160,13 +182,18 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- Hugging Face
 
 
-def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
+def _rows(config: PicturesConfig, split: str) -> Any:
     rows = open_split(config.dataset, split, config.config, False)
     for option in ("image_column", "label_column"):
         column = getattr(config, option)
         if column is not None and column not in rows.column_names:
             columns = ", ".join(rows.column_names)
             raise ValueError(f"no column {column!r} in {config.dataset}: set data.{option} to one of {columns}")
+    return rows
+
+
+def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
+    rows = _rows(config, split)
     values = _images(rows, config)
     first = next(iter(values), torch.zeros(1, 1, 1, dtype=torch.uint8))
     for number, image in enumerate(values):

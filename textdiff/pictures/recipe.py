@@ -16,7 +16,7 @@ from textdiff.keys import Key
 from textdiff.options import PATH, Range, check_options
 from textdiff.pictures.card import picture_card
 from textdiff.pictures.checkpoint import MODELS, PictureCheckpoint, PictureConfig, PictureDiffusion, diffusers
-from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
+from textdiff.pictures.data import Pictures, PicturesConfig, check_pictures, load_pictures
 from textdiff.pictures.samples import draw_grid, in_turn, paint
 from textdiff.posterior import Decode
 from textdiff.report import Words
@@ -97,11 +97,15 @@ class PictureRecipe:
         return Trainer(udm, self.make_job(model, data), self.trainer)
 
     def prepare(self) -> Split:
-        """The images of both splits. ValueError where they are not of one kind, and for a folder that cannot be the run's."""
+        """The images of both splits. ValueError where they are not of one kind, and for what stands in the run's way."""
         folder = RunFolder(self.trainer.out)
         folder.check(resume=self.trainer.resume, overwrite=self.trainer.overwrite)
         if self.trainer.resume and (state := newest_state(folder.states, weights=False)[0]) is not None:
             compare_settings(state, read_facts(state), settings_of(self))
+        if self.model.path is not None:
+            _check_model(self.model.path)
+        for split in (self.data.split, self.data.validation_split):
+            check_pictures(self.data, split)
         train, held = (load_pictures(self.data, split) for split in (self.data.split, self.data.validation_split))
         if train.values.shape[1:] != held.values.shape[1:]:
             shapes = [tuple(part.values.shape[1:]) for part in (train, held)]
@@ -259,14 +263,22 @@ def _dit(config: PictureModelConfig, train: Pictures) -> Any:
     )
 
 
-def _open_model(path: str) -> Any:
-    library = diffusers()
+def _check_model(path: str) -> str:
+    """The class of a model to go on from. ValueError where it is not one of ours."""
     try:
-        name = library.UNet2DModel.load_config(path)["_class_name"]
-        if name not in MODELS:
-            raise ValueError(f"it is a {name}, not one of {', '.join(MODELS)}")
-        return getattr(library, name).from_pretrained(path)
+        name = str(diffusers().UNet2DModel.load_config(path)["_class_name"])
     except Exception as error:  # diffusers raises all sorts
+        raise ValueError(f"{path} is no model of pixels to go on from ({_first_line(error)})") from error
+    if name not in MODELS:
+        raise ValueError(f"{path} is no model of pixels to go on from (a {name}, not one of {', '.join(MODELS)})")
+    return name
+
+
+def _open_model(path: str) -> Any:
+    name = _check_model(path)
+    try:
+        return getattr(diffusers(), name).from_pretrained(path)
+    except Exception as error:
         raise ValueError(f"{path} is no model of pixels to go on from ({_first_line(error)})") from error
 
 
