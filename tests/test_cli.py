@@ -105,11 +105,11 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         (("evaluate", "short", "--dataset", "texts"), ["short is cut short or damaged"]),
         (
             ("evaluate", "parallel", "--dataset", "texts", "--gaps", "0"),
-            ["gaps must be a whole number of at least 1; got 0"],
+            ["gaps must be a whole number", "got 0"],
         ),
         (
             ("evaluate", "parallel", "--dataset", "texts", "--windows", "0"),
-            ["windows must be a whole number of at least 1; got 0"],
+            ["windows must be a whole number"],
         ),
         (("train", "--trainer.steps", "0"), ["trainer.steps must be a whole number from 1", "got 0"]),
         (("train", "--trainer.steps", "-5"), ["trainer.steps must be a whole number from 1", "got -5"]),

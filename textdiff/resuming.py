@@ -19,8 +19,8 @@ _FREE = """trainer.out trainer.steps trainer.minutes trainer.log_every trainer.m
     diffusion.staged diffusion.num_steps diffusion.rule diffusion.temperature diffusion.top_k diffusion.top_p
     diffusion.max_gap diffusion.candidates diffusion.clip variance"""
 _TOLD = "trainer.accumulate trainer.compile"
-_FINGERPRINT = """data.dataset data.config data.split data.text_column data.image_column data.label_column data.size data.mode
-    model.path"""
+_FINGERPRINT = """data.dataset data.config data.split data.text_column data.image_column data.label_column data.size
+    data.mode model.path"""
 _FIXED = """trainer.batch trainer.optimizer trainer.lr trainer.muon_lr trainer.embedding_lr trainer.weight_decay
     trainer.beta2 trainer.warmup trainer.floor trainer.clip trainer.ema trainer.seed trainer.precision
     data.streaming data.context data.shortest data.packed tokenizer.path tokenizer.vocab model.preset

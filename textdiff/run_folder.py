@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,17 +21,18 @@ from pathlib import Path
 
 from textdiff.saving import foreign_in, newest_state, remove_states
 
-MARK, LOCK, STATES, BOARD, EXPORT = "run.json", "run.lock", "states", "tensorboard", ".export"
+MARK, LOCK, STATES, BOARD = "run.json", "run.lock", "states", "tensorboard"
 LOG, RECIPE, CURVE = "log.jsonl", "recipe.yaml", "loss.png"
 # the names that runs write; a foreign file of such a name is in the way
 WRITTEN = (
     MARK, LOG, RECIPE, CURVE, "samples.png", "README.md", "config.json", "generation_config.json", "diffusion_config.json",
     "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model*",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja", EXPORT,
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja",
 )  # fmt: skip
 SMALL = 1 << 20  # bytes; larger files are listed without their sha256
 PATIENCE = 2.0  # seconds; another process may be looking whether the folder is held
+_EXPORT = ".export-"
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 
 
@@ -110,8 +112,10 @@ class RunFolder:
             for name in own:
                 if self._is_own(name, own):
                     (self.path / name).unlink(missing_ok=True)
-            own = {}
-        self._forget_export()
+        for name in own:
+            if name.startswith(_EXPORT):  # of a run that ended while it exported
+                shutil.rmtree(self.path / name, ignore_errors=True)
+        own = own if keep else {}
         board = self.path / BOARD
         if board.is_dir() and not board.is_symlink() and not any(board.iterdir()):
             board.rmdir()
@@ -150,13 +154,12 @@ class RunFolder:
         Raises:
             ValueError: Where a file of others has come into their way meanwhile; the checkpoint then stays where it is.
         """
-        part = self.path / EXPORT
-        self._forget_export()
-        part.mkdir()
+        part = Path(tempfile.mkdtemp(prefix=_EXPORT, dir=self.path))
+        self._mark((self._own() or {}) | {part.name: None})
         try:
             yield part
         except BaseException:
-            self._forget_export()  # it may be what fills the disk
+            shutil.rmtree(part, ignore_errors=True)  # it may be what fills the disk
             raise
         own, files = self._own() or {}, sorted(part.iterdir())
         for file in files:
@@ -168,6 +171,8 @@ class RunFolder:
         for file in files:
             os.replace(file, self.path / file.name)
         part.rmdir()
+        own = self._own() or {}
+        self._mark({name: digest for name, digest in own.items() if name != part.name})
 
     # -------------------------------------------------------------------------------------------------- what is whose
 
@@ -213,24 +218,16 @@ class RunFolder:
     def _in_the_way(self, own: dict[str, str | None] | None) -> Path | None:
         """Return something that no run wrote and a run would replace."""
         for entry in sorted(self.path.iterdir()):
-            marked = own is not None and entry.name in (EXPORT, *own)
-            if _is_written(entry.name) and not (
-                marked and (entry.name == EXPORT or self._is_own(entry.name, own or {}))
-            ):
+            if _is_written(entry.name) and not self._is_own(entry.name, own or {}):
                 return entry
         board = self.path / BOARD
         if os.path.lexists(board) and not (board.is_dir() and (own is not None or not any(board.iterdir()))):
             return board
-        if os.path.lexists(self.states) and not self.states.is_dir():
-            return self.states
-        return foreign_in(self.states) if own is None and self.states.is_dir() else None
+        return foreign_in(self.states, of_a_run=own is not None)
 
     def _mark(self, files: dict[str, str | None]) -> None:
         listed = {name: digest for name, digest in files.items() if name != MARK}
         _replace_text(self.path / MARK, json.dumps({"written_by": "textdiff", "files": listed}, indent=1) + "\n")
-
-    def _forget_export(self) -> None:
-        shutil.rmtree(self.path / EXPORT, ignore_errors=True)  # `check` has refused one that is not a run's
 
     # ------------------------------------------------------------------------------------------------------- the lock
 
@@ -269,7 +266,8 @@ class RunFolder:
             os.close(descriptor)
 
     def _check_content(self, descriptor: int) -> None:
-        if not re.fullmatch(rb"\d*\n?", os.pread(descriptor, 64, 0)):
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        if not is_file or not re.fullmatch(rb"\d*\n?", os.pread(descriptor, 64, 0)):
             raise ValueError(f"{self.path / LOCK} is not a run's lock; move it, or give another {self.name}")
 
     def _held_by(self, descriptor: int) -> str:

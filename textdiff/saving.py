@@ -133,7 +133,7 @@ def read_state(state: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any
 
 def remove_state(state: Path) -> None:
     """Remove the files that `write_state` writes, and the folders that are empty then."""
-    if not state.is_dir() or state.is_symlink():
+    if state.is_symlink() or not _is_state(state):
         return
     written = [state / name for name in _listed(state)]
     if _PART.fullmatch(state.name):  # it may have no manifest yet
@@ -143,7 +143,7 @@ def remove_state(state: Path) -> None:
         file.unlink(missing_ok=True)
     folders = [entry for entry in state.rglob("*") if entry.is_dir() and not entry.is_symlink()]
     for folder in [*sorted(folders, reverse=True), state]:
-        if not any(folder.iterdir()):
+        if _is_empty(folder):
             folder.rmdir()
 
 
@@ -160,22 +160,35 @@ def remove_states(folder: Path) -> None:
     """Remove every state, and what is left of one that was being written; other things in the folder stay."""
     for state in [*_matching(folder, _NAME), *_matching(folder, _PART)]:
         remove_state(state)
-    if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+    if not folder.is_symlink() and _is_empty(folder):
         folder.rmdir()
 
 
-def foreign_in(folder: Path) -> Path | None:
-    """Return something in a folder of states that `write_state` did not write, None where there is nothing."""
+def foreign_in(folder: Path, *, of_a_run: bool) -> Path | None:
+    """Return something in a folder of states that is not a state and stands in the way of one, None where nothing does.
+
+    Args:
+        of_a_run: Whether a run has written states here; then only what has the name of a state is in the way.
+    """
     if not folder.is_dir():
         return folder if os.path.lexists(folder) else None
-    ours = {*_matching(folder, _NAME), *_matching(folder, _PART)}
     for entry in sorted(folder.iterdir()):
-        if entry not in ours or not (entry / MANIFEST).is_file():
+        named = bool(_NAME.fullmatch(entry.name) or _PART.fullmatch(entry.name))
+        if not (named or of_a_run) or (named and not (_is_state(entry) or _is_empty(entry))):
             return entry
-        for file in sorted(entry.iterdir()):
-            if not _OURS.fullmatch(file.name) and file.name != TOKENIZER:
-                return file
     return None
+
+
+def _is_state(folder: Path) -> bool:
+    """Whether a folder is, or was to be, a state: its facts are there, or its manifest names them."""
+    if not folder.is_dir() or not (_NAME.fullmatch(folder.name) or _PART.fullmatch(folder.name)):
+        return False
+    weights = any(_OURS.fullmatch(entry.name) for entry in folder.iterdir())
+    return FACTS in _listed(folder) or (folder / FACTS).is_file() or (bool(_PART.fullmatch(folder.name)) and weights)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
