@@ -89,7 +89,9 @@ def test_every_number_has_limits() -> None:
 def test_the_recipe_looks_at_what_is_not_a_number_in_the_diffusion(name: str) -> None:
     value: Any = (math.nan, 0.5, 0.25, 0.1) if name == "edits" else math.nan
     with pytest.raises(ValueError, match=name):
-        config = DiffusionConfig(process="replacement" if name == "masked" else "edit" if name == "edits" else "deletion")
+        config = DiffusionConfig(
+            process="replacement" if name == "masked" else "edit" if name == "edits" else "deletion"
+        )
         setattr(config, name, value)
         Recipe(diffusion=config)
 
@@ -109,7 +111,10 @@ def test_options_that_need_each_other() -> None:
         (lambda: ModelConfig(lora=4), "model.lora 4 adapts a pretrained model"),
         (lambda: ModelConfig(weights=False), "model.weights is for a pretrained model"),
         (lambda: NoiseConfig(spans=()), "noise.spans must have at least one length"),
-        (lambda: Recipe(examples=("no gap",)), r"examples\[0\]: no gap in 'no gap'; mark the missing text with \[GAP\]"),
+        (
+            lambda: Recipe(examples=("no gap",)),
+            r"examples\[0\]: no gap in 'no gap'; mark the missing text with \[GAP\]",
+        ),
         (lambda: Recipe(examples=("a [GAP", "b")), r"examples\[0\]: unclosed gap"),
         (lambda: Recipe(examples="a [GAP]"), "examples must be a list"),
         (

@@ -26,35 +26,59 @@ class Halves(NamedTuple):
     size: str
 
 
-def hold_out(rows: "Dataset", column: str) -> Halves | None:
-    """Divide rows; None where they are too few, or too alike, to leave something on both sides."""
-    codes = [_code(value) for value in _values(rows, column)]
-    if len(set(codes)) < 2:
+def hold_out_texts(texts: Any, streaming: bool, dataset: str) -> Halves | None:
+    """Divide the texts of a data set or a stream; None where they are so few that their windows are to be divided.
+
+    Raises:
+        ValueError: For texts that are too few, or too alike, to leave something on both sides.
+    """
+    if streaming:
+        return _of_stream(texts, dataset)
+    codes = [_code(text) for text in _values(texts, "text")]
+    if len(codes) < FEW and len(set(codes)) == len(codes):
+        return None
+    halves = _divided(texts, codes, "texts")
+    if halves is None:
+        raise ValueError(too_little(dataset))
+    return halves
+
+
+def hold_out_windows(windows: Any, streaming: bool, dataset: str) -> Halves:
+    """Divide the windows of few texts.
+
+    Raises:
+        ValueError: For windows that are too few as well.
+    """
+    halves: Halves | None
+    if streaming:
+        train = windows.filter(lambda row: row["index"] % SHARE != SHARE // 2)
+        held = windows.filter(lambda row: row["index"] % SHARE == SHARE // 2)
+        halves = Halves(train, held, f"1 in {SHARE} windows") if next(each(held, dataset), None) is not None else None
+    else:
+        halves = _divided(windows, [_code(ids) for ids in _values(windows, "ids")], "windows")
+    if halves is None:
+        raise ValueError(too_little(dataset))
+    return halves
+
+
+def too_little(dataset: str) -> str:
+    """Return what to say of a data set that nothing can be held out of."""
+    return (
+        f"{dataset} has no split to measure on, and too little text to hold some out; name one by --data.validation-split, "
+        "if need be the one that is learned from"
+    )
+
+
+def _divided(rows: "Dataset", codes: list[bytes], unit: str) -> Halves | None:
+    """The rows of the smallest codes are held out; None where nothing is left on one side."""
+    if not codes:
         return None
     limit = sorted(codes)[min(max(len(codes) // SHARE, 1), MOST) - 1]
     held = [place for place, code in enumerate(codes) if code <= limit]
     train = [place for place, code in enumerate(codes) if code > limit]
     if not train:
         return None
-    return Halves(rows.select(train), rows.select(held), f"{len(held):,} of {len(codes):,}")
-
-
-def hold_out_texts(texts: Any, streaming: bool, dataset: str) -> Halves | None:
-    """Divide the texts of a data set or a stream; None where they are so few that their windows are to be divided."""
-    if streaming:
-        return _of_stream(texts, dataset)
-    halves = hold_out(texts, "text") if len(texts) >= FEW else None
-    return None if halves is None else halves._replace(size=f"{halves.size} texts")
-
-
-def hold_out_windows(windows: Any, streaming: bool) -> Halves | None:
-    """Divide the windows of few texts; None where they are too few as well."""
-    if streaming:
-        train = windows.filter(lambda row: row["index"] % SHARE != SHARE // 2)
-        held = windows.filter(lambda row: row["index"] % SHARE == SHARE // 2)
-        return Halves(train, held, f"1 in {SHARE} windows") if next(iter(held), None) is not None else None
-    halves = hold_out(windows, "ids")
-    return None if halves is None else halves._replace(size=f"{halves.size} windows")
+    return Halves(rows.select(train), rows.select(held), f"{len(held):,} of {len(codes):,} {unit}")
 
 
 def _of_stream(texts: "IterableDataset", dataset: str) -> Halves | None:
@@ -62,10 +86,13 @@ def _of_stream(texts: "IterableDataset", dataset: str) -> Halves | None:
     from datasets import Dataset
 
     head = [row["text"] for row in islice(each(texts, dataset), HEAD)]
-    held = head[: len(head) // SHARE]
-    codes = {_code(text) for text in held}
-    if len(head) < FEW or all(_code(text) in codes for text in head):
+    known = {_code(text) for text in head}
+    if len(head) < FEW and len(known) == len(head):
         return None
+    held = head[: max(len(head) // SHARE, 1)]
+    codes = {_code(text) for text in held}
+    if known <= codes:
+        raise ValueError(too_little(dataset))
     train = texts.filter(lambda row: _code(row["text"]) not in codes)
     return Halves(train, Dataset.from_dict({"text": held}), f"the first {len(held):,} texts")
 

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 Texts: TypeAlias = "Dataset | IterableDataset"
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-VALIDATION = "validation"  # the split that is measured on where none is named
 _END = object()
+
+
+class MissingSplit(ValueError):
+    """A split that a data set does not have."""
 
 
 class UnreadableRow(ValueError):
@@ -36,32 +39,23 @@ def open_split(dataset: str, split: str, config: str | None, streaming: bool) ->
     """Return one split, or a part such as "train[:100]", of a data set.
 
     Raises:
-        ValueError: In one line, for a data set that cannot be read and a split that it does not have.
+        MissingSplit: For a split that it does not have.
+        ValueError: In one line, for a data set that cannot be read.
     """
+    from datasets import config as places
     from datasets import load_dataset
 
+    if not streaming:
+        check_writable(Path(places.HF_DATASETS_CACHE), "the cache of data sets (HF_HOME)")
     arguments = _source(dataset, config)
-    splits = _splits(dataset, arguments, streaming)
+    with readable(dataset):
+        splits = load_dataset(**arguments, streaming=streaming)
     if (name := re.split(r"[\[+]", split)[0]) not in splits:
-        raise ValueError(f"no split {name!r} in {dataset}: it has {', '.join(splits)}")
+        raise MissingSplit(f"no split {name!r} in {dataset}: it has {', '.join(splits)}")
     if split == name:
         return splits[split]
     with readable(dataset):
         return load_dataset(**arguments, split=split, streaming=streaming)
-
-
-def has_validation(dataset: str, config: str | None, streaming: bool) -> bool:
-    """Whether a data set has the split that is measured on where none is named."""
-    return VALIDATION in _splits(dataset, _source(dataset, config), streaming)
-
-
-def _splits(dataset: str, arguments: dict[str, Any], streaming: bool) -> Any:
-    from datasets import config, load_dataset
-
-    if not streaming:
-        check_writable(Path(config.HF_DATASETS_CACHE), "the cache of data sets (HF_HOME)")
-    with readable(dataset):
-        return load_dataset(**arguments, streaming=streaming)
 
 
 # ------------------------------------------------------------------------------------------------------------- the place

@@ -34,7 +34,7 @@ from textdiff.lora import add_lora, trained
 from textdiff.models import check_pretrained, new_model, pretrained_model, saved_dtype
 from textdiff.options import PATH, Range, check_options
 from textdiff.pictures.recipe import PictureRecipe
-from textdiff.reading import VALIDATION, each, has_validation
+from textdiff.reading import MissingSplit, each
 from textdiff.resuming import compare_settings, fingerprint_of_model, fingerprint_of_tokenizer
 from textdiff.rulebook import rule_of
 from textdiff.run_folder import RunFolder
@@ -82,6 +82,7 @@ SHORT = {
     "--overwrite": "--trainer.overwrite",
 }
 
+VALIDATION = "validation"  # the split that is measured on where none is named
 READS = 2048  # positions that a model from scratch has at least: windows are shorter, texts to fill may be longer
 VOCAB, PIECES = 4000, 3000  # entries of a tokenizer that is learned; of them, those that are pieces of text at least
 NAMES = 6  # special tokens of a tokenizer that is learned, beside those for lengths
@@ -248,31 +249,32 @@ class Recipe:
         self.check_setup()
         data = self.data
         texts = self.texts(data.split)
-        named = data.validation_split or (VALIDATION if self._has_validation() else None)
-        held = self.texts(named) if named is not None else None  # before anything is prepared
+        held = self._validation()  # before anything is prepared
         halves = hold_out_texts(texts, data.streaming, data.dataset) if held is None else None
         learned = texts if halves is None else halves.train
         tokenizer = self.make_tokenizer(learned)
         rows = self.make_windows(learned, tokenizer)
         if held is not None:
-            return Windows(rows, tokenizer, self.cut(held, tokenizer, str(named)))
+            return Windows(rows, tokenizer, self.cut(held, tokenizer, data.validation_split or VALIDATION))
         if halves is not None:
             kept = self.cut(halves.held, tokenizer, data.split)
-        elif (halves := hold_out_windows(rows, data.streaming)) is not None:
-            rows, kept = halves.train, halves.held
         else:
-            raise ValueError(
-                f"{data.dataset} has no split {VALIDATION!r} and too little text to hold some out; name what to measure on "
-                f"by --data.validation-split, such as {data.split}"
-            )
+            halves = hold_out_windows(rows, data.streaming, data.dataset)
+            rows, kept = halves.train, halves.held
         say(
             f"{data.dataset} has no split {VALIDATION!r}: {halves.size} are held out to measure on; "
             "--data.validation-split names a split instead"
         )
         return Windows(rows, tokenizer, kept)
 
-    def _has_validation(self) -> bool:
-        return has_validation(self.data.dataset, self.data.config, self.data.streaming)
+    def _validation(self) -> "Dataset | IterableDataset | None":
+        """The texts to measure on; None where no split is named and there is none of the usual name."""
+        try:
+            return self.texts(self.data.validation_split or VALIDATION)
+        except MissingSplit:
+            if self.data.validation_split is not None:
+                raise
+            return None
 
     def texts(self, split: str) -> "Dataset | IterableDataset":
         """The documents of a split, column `text`."""

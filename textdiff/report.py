@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+FAR = 20.0  # how far apart losses are that one linear axis does not show
+
+
 @dataclass(frozen=True)
 class Words:
     """How a job's figures are spoken of: what is counted, what a loss is per, which figure goes beside it in loss.png."""
@@ -139,6 +142,7 @@ def losses(lines: list[dict[str, Any]], words: Words) -> "Figure":
     All of both lie within the axes; a loss that was not finite is left out.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -152,6 +156,10 @@ def losses(lines: list[dict[str, Any]], words: Words) -> "Figure":
         axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label=words.called)
     axes.set(xlabel="step", ylabel=words.loss)
     axes.margins(0.03, 0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shown = [value for _, value in [*train, *held]]
+    if shown and min(shown) > 0 and max(shown) > FAR * min(shown):
+        axes.set_yscale("log")
     axes.grid(alpha=0.25)
     if train or held:
         axes.legend(frameon=False)
