@@ -16,7 +16,7 @@ from textdiff.data import Batches, DataConfig, cut, load_texts, pack, to_tokens,
 from textdiff.keys import Key
 from textdiff.reading import each
 from textdiff.recipe import Recipe, TokenizerConfig
-from textdiff.sentences import PIECE, pieces, sentences
+from textdiff.sentences import PIECE, learnable, pieces, sentences
 from textdiff.tokenizer import specials, train_tokenizer
 from textdiff.trainer import TrainerConfig
 
@@ -435,6 +435,8 @@ def test_learning_a_tokenizer_from_one_long_word() -> None:
         patch.setattr("textdiff.recipe.train_tokenizer", learn)
         made.make_tokenizer([{"text": "ACGT" * 5000}, {"text": "We go on. Now."}])
     assert max(map(len, words)) <= 2000 and "".join(words) == "ACGT" * 5000 + "We go on. Now."
+    many = ["".join(learnable([part] * 3)) for part in ("ACGT" * 500_000, "AC GT " * 500_000)]
+    assert [len(found) for found in many] == [5_000_000, 9_000_000]
 
 
 # -------------------------------------------------------------------------------------------------------------- held out

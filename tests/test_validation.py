@@ -10,7 +10,7 @@ from textdiff.validation import check_choice, check_flag, check_integer, check_n
 WRONG_LISTS = ["yes", b"yes", {"yes": 1}, {"yes"}, iter(["yes"]), None, 3, ["yes", ""], ["yes", None], [["yes"]]]
 
 
-@pytest.mark.parametrize("value", WRONG_LISTS, ids=repr)
+@pytest.mark.parametrize("value", WRONG_LISTS, ids=lambda value: type(value).__name__)
 def test_what_is_no_list_of_strings_is_refused(value):
     with pytest.raises(ValueError, match=r"^must"):
         check_strings("must", value)

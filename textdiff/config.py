@@ -179,6 +179,6 @@ def as_yaml(settings: Mapping[str, Any], kind: str, comment: str) -> str:
 
 def complain(error: Exception, prog: str) -> int:
     """Print one line on standard error, with what was noted on the error, and return the exit code of bad input."""
-    said = [str(error) or type(error).__name__, *getattr(error, "__notes__", [])]
-    print(f"{prog}: {' '.join(' '.join(said).split())}", file=sys.stderr)
+    said = [str(error).strip() or type(error).__name__, *getattr(error, "__notes__", [])]
+    print(f"{prog}: {' '.join('. '.join(said).split())}", file=sys.stderr)
     return 2

@@ -39,7 +39,7 @@ from textdiff.resuming import compare_settings, fingerprint_of_model, fingerprin
 from textdiff.rulebook import rule_of
 from textdiff.run_folder import RunFolder
 from textdiff.saving import TOKENIZER, newest_state, read_facts
-from textdiff.sentences import WORD, pieces
+from textdiff.sentences import learnable
 from textdiff.spectral import STARTS
 from textdiff.tokenizer import BYTES, load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Tokens
@@ -300,7 +300,7 @@ class Recipe:
                 raise ValueError(f"{path} has no tokenizer to load ({reason}); name one by --tokenizer.path") from error
         rows = each(texts.take(10_000) if self.data.streaming else texts, self.data.dataset)
         vocab = self.tokenizer.vocab or max(VOCAB, BYTES + self.specials + PIECES)
-        return train_tokenizer((piece for row in rows for piece in pieces(row["text"], WORD)), vocab, most)
+        return train_tokenizer(learnable(row["text"] for row in rows), vocab, most)
 
     def _own_tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The tokenizer of the run that goes on: another one would read other pieces by the trained rows."""

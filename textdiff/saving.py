@@ -21,6 +21,11 @@ _NAME, _PART = re.compile(r"step-(\d{8,})"), re.compile(r"\.part-\d{8,}")
 _OURS = re.compile(rf"{MANIFEST}|{FACTS}|(model|ema|optimizer\d+)\.safetensors")
 
 
+def state_path(folder: Path, step: int) -> Path:
+    """Return the folder of a state."""
+    return folder / f"step-{step:08d}"
+
+
 def write_state(
     folder: Path,
     step: int,
@@ -39,7 +44,7 @@ def write_state(
     Raises:
         OSError: Where it cannot be written; earlier states are then as they were.
     """
-    final, part = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
+    final, part = state_path(folder, step), folder / f".part-{step:08d}"
     if verify(final):  # a finished run was resumed: one run has one state at a step
         return final
     for stale in _matching(folder, _PART):

@@ -1,10 +1,10 @@
 """A text in sentences: a rule of thumb, in time linear in the text."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PIECE = 20_000  # characters that are encoded at once: a tokenizer takes some hundred bytes for each
-WORD = 2_000  # characters of a word that a tokenizer is learned from: learning takes time quadratic in the longest
+WORD, WORDS = 2_000, 5_000_000  # characters of a word, and of all such words, that a tokenizer is learned from
 _CLOSERS = r"""["'”’»)\]]*+"""
 _BOUNDARY = re.compile(  # possessive, and begun at the first of a run: linear time whatever the text
     rf"(?<![.!?…])(?P<stop>[.!?…]++)(?P<closers>{_CLOSERS})(?=\s+(?P<next>\S))"  # a full stop, before white space
@@ -61,3 +61,19 @@ def pieces(text: str, most: int = PIECE) -> Iterator[str]:
             yield sentence[begin:cut]
             begin = cut
         yield sentence[begin:]
+
+
+def learnable(texts: Iterable[str]) -> Iterator[str]:
+    """Yield what a tokenizer is learned from: texts in pieces, in which words end where they do in the texts.
+
+    Learning takes time quadratic in the longest word, and memory linear in all of them, so a text without white space is
+    cut, and of such texts only the first 5 million characters are taken.
+    """
+    unbroken = 0
+    for text in texts:
+        for piece in pieces(text, WORD):
+            if len(piece) == WORD and not any(map(str.isspace, piece)):
+                unbroken += WORD
+                if unbroken > WORDS:
+                    continue
+            yield piece

@@ -28,7 +28,7 @@ from textdiff.options import PATH, Range, check_options
 from textdiff.report import Report, Words
 from textdiff.resuming import compare_fingerprints, compare_settings, compare_world, compared
 from textdiff.run_folder import CURVE, LOG, RECIPE, RunFolder
-from textdiff.saving import newest_state, read_state, write_state
+from textdiff.saving import newest_state, read_state, state_path, write_state
 from textdiff.training_state import check_finite, gather, restore
 from textdiff.udm import UDM
 
@@ -387,9 +387,9 @@ class Trainer:
             "fingerprints": self.job.fingerprints,
             "world": self.world,
         }
-        path = self.folder.states
+        path = state_path(self.folder.states, self.step)
         if self.accelerator.is_main_process:
-            path = write_state(path, self.step, tensors, facts, self.config.keep, self.job.attach)
+            write_state(self.folder.states, self.step, tensors, facts, self.config.keep, self.job.attach)
         if together:
             self.accelerator.wait_for_everyone()
         self.saved = (self.step, path)
