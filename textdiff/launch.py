@@ -73,7 +73,7 @@ def _stop_at_once(number: int, frame: Any) -> None:
 
 def check_launch(processes: int | None = None) -> None:
     """ValueError with the right command for a wrong launch. Once before, once after the Accelerator counted processes."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = world_size()
     if processes is not None and processes != asked:
         raise ValueError(
             f"{asked} processes were launched but train apart from each other ({processes} in each group): on CPUs use "
@@ -85,6 +85,11 @@ def check_launch(processes: int | None = None) -> None:
             f"accelerate launch --cpu started one process, not {wanted}; use "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} train.py"
         )
+
+
+def world_size() -> int:
+    """Return how many processes a launcher has started, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _asked_of_accelerate() -> int:

@@ -27,16 +27,27 @@ def add_lora(model: Any, rank: int, new: list[int], dtype: torch.dtype | None = 
         ValueError: Without peft, and for a rank below 1.
     """
     check_integer("model.lora", rank, least=1)
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ValueError('model.lora needs peft; install it by pip install "textdiff[lora]", or leave it 0') from error
+    need_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     rows = {name: new for name in _tables(model)} if new else None
     plan = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", trainable_token_indices=rows, fan_in_fan_out=_gpt2(model)
     )  # fmt: skip
     inject_adapter_in_model(plan, model)
     model.saved_dtype = dtype
+
+
+def need_peft() -> None:
+    """Refuse adapters without the library.
+
+    Raises:
+        ValueError: With the way to get it.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ValueError('model.lora needs peft; install it by pip install "textdiff[lora]", or leave it 0') from error
 
 
 def merged(model: Any) -> Any:

@@ -29,8 +29,8 @@ from textdiff.filling import Page, infill, prepare, start_state
 from textdiff.gaps import Gap, check, parse
 from textdiff.holding_out import hold_out_texts, hold_out_windows
 from textdiff.keys import Key
-from textdiff.launch import say
-from textdiff.lora import add_lora, trained
+from textdiff.launch import check_launch, say, world_size
+from textdiff.lora import add_lora, need_peft, trained
 from textdiff.models import check_pretrained, new_model, pretrained_model, saved_dtype
 from textdiff.options import PATH, Range, check_options
 from textdiff.pictures.recipe import PictureRecipe
@@ -233,6 +233,10 @@ class Recipe:
         Raises:
             ValueError: With the remedy.
         """
+        check_launch()
+        self.trainer.check_world(world_size())
+        if self.model.lora:
+            need_peft()
         folder = RunFolder(self.trainer.out)
         folder.check(resume=self.trainer.resume, overwrite=self.trainer.overwrite)
         if self.trainer.resume and (state := newest_state(folder.states, weights=False)[0]) is not None:

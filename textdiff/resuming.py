@@ -35,6 +35,7 @@ CHANGES: dict[str, Change] = {
     **dict.fromkeys(_FINGERPRINT.split(), "fingerprint"),
     **dict.fromkeys(_FIXED.split(), "fixed"),
 }
+NAMED = {"windows": "data.dataset", "images": "data.dataset", "tokenizer": "tokenizer.path", "model": "model.path"}
 UNRECORDED = (
     "was written by an older version, which recorded neither the options nor the data set: only the seed and the shapes of "
     "the weights are compared"
@@ -42,9 +43,9 @@ UNRECORDED = (
 REMEDY = "or train it as another run, with another trainer.out"
 
 
-def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a state records: those that must not change unnoticed."""
-    return {name: value for name, value in settings.items() if CHANGES.get(name, "fixed") in ("fixed", "told")}
+    return {name: value for name, value in settings.items() if CHANGES.get(name, "fixed") != "free"}
 
 
 def compare_settings(state: Path, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
@@ -64,8 +65,8 @@ def compare_settings(state: Path, facts: Mapping[str, Any], settings: Mapping[st
         if facts.get("seed", 0) != settings.get("trainer.seed", 0):
             raise ValueError(_refusal(state, [("trainer.seed", facts.get("seed"), settings.get("trainer.seed"))]))
         return [f"{state} {UNRECORDED}"]
-    recorded, present = facts["settings"], compared(settings)
-    changed = [(name, recorded[name], value) for name, value in present.items() if recorded.get(name, value) != value]
+    before, present = facts["settings"], recorded(settings)
+    changed = [(name, before[name], value) for name, value in present.items() if before.get(name, value) != value]
     refused = [change for change in changed if CHANGES.get(change[0], "fixed") == "fixed"]
     if refused:
         raise ValueError(_refusal(state, refused))
@@ -76,18 +77,22 @@ def compare_settings(state: Path, facts: Mapping[str, Any], settings: Mapping[st
     ]
 
 
-def compare_fingerprints(state: Path, facts: Mapping[str, Any], fingerprints: Mapping[str, str]) -> None:
+def compare_fingerprints(
+    state: Path, facts: Mapping[str, Any], fingerprints: Mapping[str, str], settings: Mapping[str, Any]
+) -> None:
     """Compare what a resumed run learns from, reads with and trains with what its state records.
 
     Raises:
-        ValueError: For the first that differs, with both fingerprints and the remedy.
+        ValueError: For the first that differs, with the option that names it, both fingerprints and the remedy.
     """
-    recorded = facts.get("fingerprints", {})
+    before = facts.get("fingerprints", {})
     for name, value in fingerprints.items():
-        if name in recorded and recorded[name] != value:
+        if name in before and before[name] != value:
+            option = NAMED[name]
+            old, new = facts.get("settings", {}).get(option), settings.get(option)
             raise ValueError(
-                f"{state} was trained with other {name}: {recorded[name]} then, {value} now; give the {name} it was trained "
-                f"with, {REMEDY}"
+                f"{state} was trained with other {name}: {before[name]} ({option} {_word(old)}) then, {value} ({option} "
+                f"{_word(new)}) now; give the {name} it was trained with, {REMEDY}"
             )
 
 

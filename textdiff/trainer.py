@@ -26,7 +26,7 @@ from textdiff.launch import Interrupted, Signals, check_launch
 from textdiff.optim import optimizers
 from textdiff.options import PATH, Range, check_options
 from textdiff.report import Report, Words
-from textdiff.resuming import compare_fingerprints, compare_settings, compare_world, compared
+from textdiff.resuming import compare_fingerprints, compare_settings, compare_world, recorded
 from textdiff.run_folder import CURVE, LOG, RECIPE, RunFolder
 from textdiff.saving import newest_state, read_state, state_path, write_state
 from textdiff.training_state import check_finite, gather, restore
@@ -102,6 +102,14 @@ class TrainerConfig:
         if self.resume and self.overwrite:
             raise ValueError("trainer.resume goes on with a run, trainer.overwrite begins anew; give one of them")
 
+    def check_world(self, processes: int) -> None:
+        """Refuse a batch that does not divide over the processes and their micro-batches."""
+        if self.batch % (processes * self.accumulate):
+            raise ValueError(
+                f"trainer.batch {self.batch} does not divide over {processes} processes x {self.accumulate} micro-batches "
+                "(trainer.accumulate); give a multiple"
+            )
+
 
 class Feed(Protocol):
     """Where examples come from."""
@@ -154,8 +162,7 @@ class Trainer:
         self.accelerator = Accelerator(mixed_precision=config.precision)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         check_launch(self.world)
-        if config.batch % (self.world * config.accumulate):
-            raise ValueError(f"trainer.batch {config.batch} does not divide over {self.world} processes x accumulate")
+        config.check_world(self.world)
         check_finite(udm, "before training", "train from another model")
         self.udm = udm
         if config.compile:
@@ -383,7 +390,7 @@ class Trainer:
             "step": self.step,
             "elapsed": self.elapsed,
             "seed": self.config.seed,
-            "settings": compared(self.settings),
+            "settings": recorded(self.settings),
             "fingerprints": self.job.fingerprints,
             "world": self.world,
         }
@@ -415,7 +422,7 @@ class Trainer:
             raise ValueError(f"{self.out} has no training state to resume; leave --resume out to begin")
         tensors, facts = read_state(state)
         told = compare_settings(state, facts, self.settings)
-        compare_fingerprints(state, facts, self.job.fingerprints)
+        compare_fingerprints(state, facts, self.job.fingerprints, self.settings)
         for line in [*told, *compare_world(facts, self.world)]:
             self.accelerator.print(line)
         restore(state, tensors, facts, self.udm, self.optimizers, self.ema)

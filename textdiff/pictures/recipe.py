@@ -13,6 +13,7 @@ from textdiff.data import Batches
 from textdiff.denoiser import optimal_variance
 from textdiff.images import Images
 from textdiff.keys import Key
+from textdiff.launch import check_launch, world_size
 from textdiff.options import PATH, Range, check_options
 from textdiff.pictures.card import picture_card
 from textdiff.pictures.checkpoint import MODELS, PictureCheckpoint, PictureConfig, PictureDiffusion, diffusers
@@ -98,6 +99,9 @@ class PictureRecipe:
 
     def prepare(self) -> Split:
         """The images of both splits. ValueError where they are not of one kind, and for what stands in the run's way."""
+        check_launch()
+        self.trainer.check_world(world_size())
+        diffusers()
         folder = RunFolder(self.trainer.out)
         folder.check(resume=self.trainer.resume, overwrite=self.trainer.overwrite)
         if self.trainer.resume and (state := newest_state(folder.states, weights=False)[0]) is not None:
