@@ -1,14 +1,18 @@
 """The training recipe, whole: read it, copy it, change it. `textdiff train` runs the same steps."""
 
 import sys
+from typing import TYPE_CHECKING
 
-from textdiff.config import complain
-from textdiff.recipe import AnyRecipe, read_recipe
-from textdiff.trainer import Trainer
+from textdiff.launch import run_command
+
+if TYPE_CHECKING:
+    from textdiff.recipe import AnyRecipe
 
 
-def main(recipe: AnyRecipe) -> None:
+def main(recipe: "AnyRecipe") -> None:
     """From a data set to a checkpoint."""
+    from textdiff.trainer import Trainer
+
     # 1. data: any Hugging Face data set. Texts are cut into windows of tokens, by any tokenizer or one trained on them;
     #    images are scaled to [-1, 1], with their classes
     data = recipe.prepare()
@@ -30,11 +34,12 @@ def main(recipe: AnyRecipe) -> None:
     print(recipe.trainer.out, figures)
 
 
+def start() -> None:
+    """Read the options and run."""
+    from textdiff.recipe import read_recipe  # loads torch: seconds, in which a signal ends in one line, too
+
+    main(read_recipe(sys.argv[1:], prog="python train.py"))
+
+
 if __name__ == "__main__":
-    try:
-        main(read_recipe(sys.argv[1:], prog="python train.py"))
-    except (ValueError, OSError) as error:
-        sys.exit(complain(error, "train.py"))
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(run_command(start, "train.py"))

@@ -14,6 +14,9 @@ import datasets
 import pytest
 import torch
 import transformers
+from families import MASKED, TELL
+from families import tiny as families_tiny
+from safetensors import safe_open
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -21,13 +24,14 @@ from textdiff import lora, saving
 from textdiff.checkpoint import CONFIG_NAME, Checkpoint, DiffusionConfig, load
 from textdiff.cli import main as cli
 from textdiff.data import to_tokens
-from textdiff.denoiser import Parallel
+from textdiff.denoiser import Parallel, padding
+from textdiff.denoiser.padding import by_length
 from textdiff.evaluation import bound
 from textdiff.filling import infill
 from textdiff.gaps import Gap, parse
 from textdiff.keys import Key
-from textdiff.leak import looks_ahead, need_bidirectional, need_causal
-from textdiff.models import new_rows, pretrained_model, vocabulary
+from textdiff.leak import looks_ahead, need_bidirectional, need_causal, reads_padding
+from textdiff.models import new_rows, pretrained_model, saved_dtype, vocabulary
 from textdiff.posterior import Decode
 from textdiff.process import Masking
 from textdiff.recipe import Recipe, read_recipe
@@ -196,7 +200,7 @@ def test_another_spelling_and_the_wrong_family(
         ("--diffusion.shift",): ["shift is for backbone causal"],
         (*CAUSAL[:2], *LOADED["llama"]): ["backbone causal is for denoiser parallel, not autoregressive"],
         ("--model.lora", "4"): ["model.lora 4 adapts a pretrained model"],
-        ("--model-name-or-path", "bert", "--model.lora", "-1"): ["model.lora -1 is not positive"],
+        ("--model-name-or-path", "bert", "--model.lora", "-1"): ["model.lora must be a whole number from 0", "got -1"],
     }
     for more, named in cases.items():
         assert cli([*words, *more]) == 2
@@ -453,11 +457,99 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
         lora.add_lora(family("llama")[0], 2, [])
 
 
+def size_of(folder: Path) -> dict[str, int]:
+    """How many weights of each precision a checkpoint holds."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        kinds = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118
+    return {kind: kinds.count(kind) for kind in kinds}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lora_saves_in_the_precision_of_its_base(dtype: torch.dtype, world: Path, tmp_path: Path) -> None:
+    """That of the file, whatever is computed in; also where config.json does not say it."""
+    model, tokenizer = family("llama")
+    save(model.to(dtype), tokenizer, tmp_path / "base")
+    assert train(str(tmp_path / "base"), tmp_path / "lora", *LOADED["llama"], "--steps", "1", "--model.lora", "2") == 0
+    kind = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}[dtype]
+    assert size_of(tmp_path / "lora").keys() == {kind}
+    assert json.loads((tmp_path / "lora" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    load(tmp_path / "lora")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    assert saved_dtype(str(tmp_path / "base")) == dtype
+
+
+def test_what_would_not_be_finite_is_saved_wider(tmp_path: Path) -> None:
+    model, _ = family("llama")
+    lora.add_lora(model, 2, [], torch.float16)
+    assert next(lora.merged(model).parameters()).dtype == torch.float16 and model.config.dtype != torch.float16
+    model.model.layers[0].mlp.down_proj.base_layer.weight.data[0, 0] = 1e6
+    assert next(lora.merged(model).parameters()).dtype == torch.float32
+
+
+# --------------------------------------------------------------------------------------------------------------- padding
+
+
+def amplify(model: Any, gain: float) -> Any:
+    """Differences grow with every layer of a deep model; here one step makes as much of them."""
+
+    def chaotic(module: Any, args: Any, out: Any) -> Any:
+        out.last_hidden_state = (gain * out.last_hidden_state).sin()
+        return out
+
+    model.base_model.register_forward_hook(chaotic)
+    return model
+
+
+def apart(model: Any) -> float:
+    """What 17 columns of padding change of the logits, by their standard deviation: the probe's longer text."""
+    ids = torch.randint(150, 300, (1, 47), generator=torch.Generator().manual_seed(0))
+    ids[:, 30:] = 0
+    live = (torch.arange(47) < 30).long()[None]
+    with torch.no_grad():
+        beside = model(input_ids=ids, attention_mask=live).logits[0, :30]
+        alone = model(input_ids=ids[:, :30]).logits[0]
+    return float((beside - alone).abs().max() / alone.std())
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_rounding_of_a_deep_model_is_no_padding(kind: str) -> None:
+    """Differences as large as those of a model of 135 M weights, 5e-4 of the logits' deviation, are its own noise."""
+    model = amplify(family(kind, is_causal=False)[0].eval(), 3000)
+    assert apart(model) > 4e-4, "the control: more than the square root of the rounding unit"
+    assert not reads_padding(model, 0, 64)
+
+
+@pytest.mark.parametrize("name", sorted(TELL))
+def test_padding_is_seen_beside_as_much_rounding(name: str) -> None:
+    model, tokenizer = families_tiny(name, MASKED)
+    assert reads_padding(amplify(model.float().eval(), 3000), tokenizer.pad_token_id, 128)
+
+
+def test_only_tensors_of_the_batch_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag, and what has another shape, reach the model as they are."""
+    model, _ = family("llama", is_causal=False)
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        padding.head, "logits_at", lambda model, where, **inputs: seen.append(inputs) or torch.zeros(1, 3)
+    )
+    where = torch.tensor([[False, True, False], [True, False, False]])
+    cube, other = torch.zeros(2, 3, 5), torch.zeros(1, 1, 3, 3)
+    by_length(model, where, torch.tensor([2, 3]), input_ids=torch.zeros(2, 3), use_cache=False, cube=cube, other=other)
+    assert [inputs["input_ids"].shape for inputs in seen] == [(1, 2), (1, 3)]
+    assert [inputs["cube"].shape for inputs in seen] == [(1, 2, 5), (1, 3, 5)]
+    assert all(inputs["use_cache"] is False and inputs["other"] is other for inputs in seen)
+
+
 # --------------------------------------------------------------------------------------------------------------- example
 
 
-def test_the_example(world: Path, tmp_path: Path) -> None:
-    """Short, and it runs; what it saves is a causal model of plain transformers that looks both ways."""
+@pytest.mark.parametrize("tells", [False, True])
+def test_the_example(tells: bool, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short, and it runs, also where texts are read by length; what it saves is a causal model that looks both ways."""
+    if tells:
+        monkeypatch.setattr(padding, "reads_padding", lambda *args: True)
     file = ROOT / "examples" / "adapt_causal.py"
     assert len(file.read_text().splitlines()) < 40
     spec = importlib.util.spec_from_file_location("adapt_causal", file)

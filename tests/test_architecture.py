@@ -20,16 +20,19 @@ ROOT = Path(__file__).resolve().parent.parent
 # From low to high. A module imports from its own row and from the rows above it here, never from the rows below.
 # A name stands for the module and, if it is a package, for all that is in it.
 LAYERS = (
-    ("validation", "keys", "tokens", "images", "schedule", "constraints"),
+    ("validation", "options", "keys", "tokens", "images", "schedule", "constraints"),
     ("process", "posterior", "drawing"),
     ("denoiser", "leak"),
     ("rules", "revealing", "remasking", "rulebook", "sampler", "udm"),
     (
         "saving",
+        "run_folder",
+        "resuming",
         "report",
         "ema",
         "optim",
         "launch",
+        "yaml_options",
         "config",
         "loading",
         "limits",
@@ -58,6 +61,9 @@ LAYERS = (
         "streaming",
         "scoring",
         "hub",
+        "reading",
+        "sentences",
+        "holding_out",
         "data",
         "zoo",
         "checkpoint",
@@ -66,6 +72,7 @@ LAYERS = (
         "tuning",
         "card",
         "evaluation",
+        "training_state",
         "trainer",
         "ngram",
         "compare",
@@ -77,7 +84,7 @@ LAYERS = (
     ("__main__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-CORE = {"validation", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior"}
+CORE = {"validation", "options", "keys", "tokens", "constraints", "images", "schedule", "process", "posterior"}
 CORE |= {"denoiser.base", "denoiser.shared"}
 CORE |= {"drawing", "rules", "revealing", "remasking", "rulebook", "sampler", "udm"}
 HEAVY = ("transformers", "datasets", "accelerate")

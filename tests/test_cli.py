@@ -106,11 +106,17 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         ),
         (("evaluate", "parallel", "--dataset", "missing.jsonl"), ["no file missing.jsonl"]),
         (("evaluate", "short", "--dataset", "texts"), ["model.safetensors is not the file that was saved"]),
-        (("evaluate", "parallel", "--dataset", "texts", "--gaps", "0"), ["gaps 0 is not positive"]),
-        (("evaluate", "parallel", "--dataset", "texts", "--windows", "0"), ["windows 0 is not positive"]),
-        (("train", "--trainer.steps", "0"), ["trainer.steps 0 is not positive", "give a number above 0"]),
-        (("train", "--trainer.steps", "-5"), ["trainer.steps -5 is not positive"]),
-        (("train", "--trainer.embedding-lr", "-1"), ["trainer.embedding_lr -1.0 is negative", "0 freezes"]),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--gaps", "0"),
+            ["gaps must be a whole number", "got 0"],
+        ),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--windows", "0"),
+            ["windows must be a whole number"],
+        ),
+        (("train", "--trainer.steps", "0"), ["trainer.steps must be a whole number from 1", "got 0"]),
+        (("train", "--trainer.steps", "-5"), ["trainer.steps must be a whole number from 1", "got -5"]),
+        (("train", "--trainer.embedding-lr", "-1"), ["trainer.embedding_lr must be a number from 0 to 1000; got -1.0"]),
         (("train", "--trainer.lr", "fast"), ["trainer.lr", "fast"]),
         (("train", "--trainer.optimizer", "sgd"), ["sgd", "adamw"]),
         (("train", "--diffusion.denoiser", "magic"), ["magic", "parallel", "autoregressive", "seq2seq"]),
@@ -138,9 +144,12 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         (("train", "--diffusion.process", "edit", "--diffusion.edits", "1", "0", "0", "1"), ["insert 1.0 is not in"]),
         (("train", "--data.dataset", "texts", "--data.text-column", "words"), ["no column 'words'", "text_column"]),
         (("train", "--data.dataset", "nowhere/"), ["nowhere"]),
-        (("train", "--data.dataset", "texts", "--data.context", "1"), ["context=1"]),
+        (
+            ("train", "--data.dataset", "texts", "--data.context", "1"),
+            ["data.context must be a whole number from 2", "got 1"],
+        ),
         (("train", "--data.dataset", "texts", "--model.preset", "huge"), ["huge", "tiny", "small", "base"]),
-        (("train", "--data.dataset", "texts", "--model.path", "texts"), ["texts has no tokenizer", "--tokenizer.path"]),
+        (("train", "--data.dataset", "texts", "--model.path", "texts"), ["texts cannot be loaded as a parallel model"]),
         (
             (
                 "train",
@@ -153,7 +162,10 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
             ),
             ["data.context 64 is more than the model reads", "give up to 63"],
         ),
-        (("train", "--data.dataset", "texts", "--tokenizer.vocab", "9"), ["vocab_size=9 is too small"]),
+        (
+            ("train", "--data.dataset", "texts", "--tokenizer.vocab", "9"),
+            ["tokenizer.vocab must be a whole number from 262", "got 9"],
+        ),
         (("train", "--config", "missing.yaml"), ["missing.yaml is not a file", "--config takes a YAML file"]),
         (("train", "--config"), ["--config needs a file"]),
     ],
@@ -173,11 +185,11 @@ def test_bad_input(words: tuple[str, ...], named: list[str], run: object, world:
     [
         ("trainer: {lr: fast}", ["trainer.lr", "fast"]),
         ("trainer: {steps: 2.5}", ["trainer.steps", "2.5"]),
-        ("trainer: {colour: red}", ["--trainer.colour"]),
+        ("trainer: {colour: red}", ["file.yaml, line 1", "unknown option trainer.colour"]),
         ("data: {streaming: perhaps}", ["perhaps"]),
         ("diffusion: {num_steps: 0}", ["num_steps 0 is not positive"]),
         ("- 1\n- 2", ["file.yaml must hold sections"]),
-        ("trainer: {lr: [", ["file.yaml is no YAML"]),
+        ("trainer: {lr: [", ["file.yaml, line 1 is not YAML"]),
         ("", ["file.yaml must hold sections"]),
     ],
 )

@@ -1,6 +1,8 @@
 """Data: sentences, windows, packing, order, loading."""
 
 import json
+import re
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -9,9 +11,14 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import Batches, cut, load_texts, pack, sentences, to_tokens, windows
+from textdiff.checkpoint import DiffusionConfig
+from textdiff.data import Batches, DataConfig, cut, load_texts, pack, to_tokens, windows
 from textdiff.keys import Key
+from textdiff.reading import each
+from textdiff.recipe import Recipe, TokenizerConfig
+from textdiff.sentences import PIECE, learnable, pieces, sentences
 from textdiff.tokenizer import specials, train_tokenizer
+from textdiff.trainer import TrainerConfig
 
 WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
 
@@ -124,8 +131,8 @@ def test_windows_of_a_data_set(tokenizer: PreTrainedTokenizerFast) -> None:
     stream = datasets.Dataset.from_dict({"text": texts}).to_iterable_dataset()
     assert list(windows(stream, tokenizer, **settings, seed=3)) == list(rows)
     assert windows(texts, tokenizer, **settings, seed=4)["ids"][:] != rows["ids"][:]
-    with pytest.raises(ValueError, match="text 1 is None"):
-        windows(["a", None], tokenizer, **settings)
+    with pytest.raises(ValueError, match=r"row 2 \(the first is 1\) of column 'text' in here holds nothing.*filter"):
+        windows(["a", None], tokenizer, **settings, where="here")
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
@@ -248,11 +255,256 @@ def test_loading_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no split 'test' in .*: it has train"):
         load_texts(folder / "train.jsonl", "test", streaming=True)
     assert list(load_texts(folder, "train[:1]")) == [{"text": ROWS[0]["text"]}]
-    assert load_texts(folder, "train", text_column="n")[1] == {"text": 2}
+    with pytest.raises(ValueError, match="row 1 .* of column 'n' in split 'train' of .* holds a number, not a text: 1"):
+        load_texts(folder, "train", text_column="n")
     monkeypatch.chdir(folder.parent)
     for path in ("/nowhere/at/all", "./typo", "set/typo", "typo.jsonl", str(folder / "*.csv"), "not a name"):
         with pytest.raises(ValueError, match="no (file|folder) .*: give a file"):
             load_texts(path, "train")
+
+
+# ------------------------------------------------------------------------------------------- what cannot be read
+
+GOOD = "".join(json.dumps({"text": f"We go on {number}."}) + "\n" for number in range(5))
+CHAT = [{"role": "user", "content": "We go."}, {"role": "assistant", "content": "On."}]
+BROKEN: dict[str, tuple[str | bytes, str]] = {
+    "cut.jsonl": (
+        GOOD + '{"text": "cut sho',
+        "cut.jsonl, line 6: not JSON .Unterminated string.*mend or remove the line",
+    ),
+    "middle.jsonl": ('{"text": "a" "b"}\n' + GOOD, "middle.jsonl, line 1: not JSON .Expecting ',' delimiter"),
+    "latin.jsonl": (
+        GOOD.encode() + b'{"text": "caf\xe9"}\n',
+        "latin.jsonl, line 6: not UTF-8 .* save the file as UTF-8",
+    ),
+    "binary.jsonl": (b"\x00\xff\xfe", "binary.jsonl, line 1: not UTF-8"),
+    "half.jsonl": (GOOD + '{"text": "a\\ud800b"}\n', "half.jsonl, line 6: not JSON .half of a surrogate pair"),
+    "empty.jsonl": ("", "empty.jsonl is empty"),
+    "empty.csv": ("", "empty.csv is empty"),
+    "document.json": ('[\n{"text": "a"},\n{"text": }\n]', "document.json, line 3: not JSON"),
+    "row.csv": ("text,n\na,1\nb,2,3,4\n", "row.csv cannot be read: .*Expected 2 fields in line 3, saw 4"),
+    "quote.csv": ('text,n\n"a,1\nb,2\n', "quote.csv cannot be read: .*EOF inside string"),
+    "latin.csv": ("text\nb\ncaf\xe9\n".encode("latin-1"), "latin.csv, line 3: not UTF-8"),
+    "latin.txt": ("a\ncaf\xe9\n".encode("latin-1"), "latin.txt, line 2: not UTF-8"),
+    "none.parquet": ("not parquet", "none.parquet cannot be read: Parquet magic bytes not found"),
+    "unknown.xml": ("<a/>", "unknown.xml is a file of an unknown kind; give one of .txt, .json"),
+    "a::b.jsonl": (GOOD, "a name with '::' cannot be read; rename it"),
+    "null.jsonl": (
+        GOOD + '{"text": null}\n',
+        "row 6 .* of column 'text' in split 'train' of .*null.jsonl holds nothing.*filter",
+    ),
+    "missing.jsonl": (GOOD + '{"txt": "a"}\n', "row 6 .* holds nothing"),
+    "nulls.jsonl": ('{"text": null}\n' * 3, "row 1 .* holds nothing"),
+    "chat.jsonl": (
+        json.dumps({"text": CHAT}) + "\n",
+        "row 1 .* holds a chat, not a text: .*write each chat as one text first",
+    ),
+    "list.jsonl": (json.dumps({"text": ["a", "b"]}) + "\n", "row 1 .* holds a list, not a text: .*join its parts"),
+    "number.jsonl": (
+        '{"text": 7}\n',
+        "row 1 .* holds a number, not a text: 7; name a column of texts by data.text_column",
+    ),
+    "mapping.jsonl": ('{"text": {"a": "b"}}\n', "row 1 .* holds a mapping"),
+    "flag.jsonl": ('{"text": true}\n', "row 1 .* holds a flag"),
+    "mixed.jsonl": (GOOD + '{"text": 5}\n', "row 6 .* holds a number, not a text: 5"),
+    "na.csv": ("text,n\na,1\nnull,2\n", "row 2 .* holds nothing"),
+    "column.jsonl": (json.dumps({"body": "a"}) + "\n", "no column 'text' in .*: set text_column to one of body"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_cannot_be_read_is_one_line(
+    name: str, streaming: bool, folder: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """With the file, the line or row, and the column; nothing else is written, and no traceback."""
+    content, named = BROKEN[name]
+    file = folder.parent / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=named) as caught:
+        list(each(load_texts(file, "train", streaming=streaming), str(file)))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert "rror" not in capfd.readouterr().err
+
+
+def test_bytes_and_other_columns(folder: Path) -> None:
+    datasets.Dataset.from_dict({"text": [b"a", b"b"]}).to_parquet(folder.parent / "bytes.parquet")
+    with pytest.raises(ValueError, match="row 1 .* holds bytes, not a text: b'a'; decode them first"):
+        load_texts(folder.parent / "bytes.parquet", "train")
+    table = datasets.Dataset.from_dict({"text": ["a", "b"]}).cast_column("text", datasets.Value("large_string"))
+    table.to_parquet(folder.parent / "large.parquet")
+    assert list(load_texts(folder.parent / "large.parquet", "train")) == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize(
+    "name", ["texts [v2]", "q?", "st*r", "c{1,2}", "h#1", "p%20", "\u00fc \u4e2d", "-x", "a b", "x[!a]y"]
+)
+def test_names_that_look_like_patterns(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file or a folder that is there is found by its name, whatever is in it."""
+    monkeypatch.chdir(folder.parent)
+    Path(f"{name}.jsonl").write_text(GOOD)
+    Path(name).mkdir()
+    (Path(name) / "train.jsonl").write_text(GOOD)
+    for path in (f"{name}.jsonl", name, str(Path(name).resolve())):
+        assert len(load_texts(path, "train")) == 5, path
+
+
+def test_places_without_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "void").mkdir()
+    (folder.parent / "odd").mkdir()
+    (folder.parent / "odd" / "x.xyz").write_text("a")
+    (folder.parent / "d.jsonl").mkdir()
+    for path, named in {
+        "void": "void has no data files; give one with .txt",
+        "odd": "odd has no data files",
+        "d.jsonl": "d.jsonl has no data files",
+        "*.jsonl": r"no file .*\*.jsonl: give a file",
+        "none[0-9].csv": "no file .*none",
+    }.items():
+        with pytest.raises(ValueError, match=named) as caught:
+            load_texts(folder.parent / path, "train")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "{file}/x", "{file}"])
+def test_a_cache_that_cannot_be_written(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not told as a missing file."""
+    (folder.parent / "file").write_text("a")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", place.format(file=folder.parent / "file"))
+    with pytest.raises(ValueError, match=r"the cache of data sets \(HF_HOME\) .* cannot be"):
+        load_texts(folder, "train")
+
+
+def test_a_stream_that_breaks_off_is_told_when_it_does(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = folder.parent / "long.jsonl"
+    file.write_text(GOOD * 3 + '{"text": null}\n')
+    rows = windows(load_texts(file, "train", streaming=True), tokenizer, context=16, shortest=4)
+    with pytest.raises(ValueError, match="row 16 .* holds nothing"):
+        list(each(rows, str(file)))
+
+
+# -------------------------------------------------------------------------------------------------------------- long texts
+
+
+@pytest.mark.parametrize("unit", ["ACGT", "\u0915\u093e ", "\u0e01\u0e32", "f(x);", "\n", " ", "a" * 5000 + " "])
+def test_a_text_without_an_end_takes_linear_steps(unit: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Counted, not timed: what is encoded, and what is copied into windows, is no more than twice the text."""
+    text, encoded = unit * (100_000 // len(unit)), 0
+
+    class Counting:
+        def __call__(self, text: str, **options: object) -> object:
+            nonlocal encoded
+            encoded += len(text)
+            assert len(text) <= PIECE
+            return tokenizer(text, **options)
+
+        def __len__(self) -> int:
+            return len(tokenizer)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer, name)
+
+    rows = cut(text, Counting(), context=64, shortest=8, key=key())  # type: ignore[arg-type]
+    assert encoded <= 2.2 * len(text) and all(2 <= len(row) <= 64 for row in rows)
+    assert (
+        tokenizer.decode([token for row in rows for token in row[1:]]).replace(" ", "").strip()
+        == text.replace(" ", "").strip()
+    )
+
+
+def test_pieces_join_to_the_text() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(500):
+        text = "".join("ab  .\n\u00e9"[i] for i in torch.randint(7, (60,), generator=draw))
+        assert "".join(pieces(text, 7)) == text and all(0 < len(piece) <= 7 for piece in pieces(text, 7))
+    assert list(pieces("abcd efgh ijk", 6)) == ["abcd", " efgh", " ijk"] and list(pieces("abcdefgh", 4)) == [
+        "abcd",
+        "efgh",
+    ]
+
+
+def test_learning_a_tokenizer_from_one_long_word() -> None:
+    """It gets no word of more than 2,000 characters, from which learning would take quadratic time."""
+    made = Recipe(data=DataConfig("unused"))
+    words: list[str] = []
+
+    def learn(texts: Iterator[str], vocab: int, lengths: int) -> None:
+        words.extend(texts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("textdiff.recipe.train_tokenizer", learn)
+        made.make_tokenizer([{"text": "ACGT" * 5000}, {"text": "We go on. Now."}])
+    assert max(map(len, words)) <= 2000 and "".join(words) == "ACGT" * 5000 + "We go on. Now."
+    many = ["".join(learnable([part] * 3)) for part in ("ACGT" * 500_000, "AC GT " * 500_000)]
+    assert [len(found) for found in many] == [5_000_000, 9_000_000]
+
+
+# -------------------------------------------------------------------------------------------------------------- held out
+
+
+def run_on(path: Path, **options: object) -> Recipe:
+    return Recipe(
+        data=DataConfig(str(path), context=16, shortest=4, **options),
+        tokenizer=TokenizerConfig(vocab=340),
+        trainer=TrainerConfig(out=str(path.parent / "run")),
+    )
+
+
+def texts_of(count: int) -> list[str]:
+    """So many different texts, and after each third one a copy of it."""
+    made = [f"{speech(number, 3)} Number {number}." for number in range(count)]
+    return [text for number, text in enumerate(made) for text in [text] * (2 if number % 3 == 0 else 1)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("count", [1, 4, 60])
+def test_what_is_held_out_is_never_learned_from(count: int, streaming: bool, folder: Path, capsys) -> None:
+    """Of few texts windows, of many whole texts, copies included; said with the option that sets it."""
+    file = folder.parent / "one.jsonl"
+    texts = texts_of(count) if count > 1 else [speech(9, 60)]
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    data = run_on(file, streaming=streaming).prepare()
+    said = capsys.readouterr().out
+    assert (
+        "has no split 'validation'" in said and "held out" in said and "--data.validation-split names a split" in said
+    )
+    learned, held = ([tuple(row["ids"]) for row in rows] for rows in (data.rows, data.held))
+    assert held and learned and (streaming and count < 60 or not set(held) & set(learned))
+    assert 0.01 < len(held) / (len(learned) + len(held)) < (0.4 if count == 4 else 0.2)
+    if count == 60:
+        whole = ["".join(data.tokenizer.decode(row[1:]) for row in rows) for rows in (learned, held)]
+        numbers = [set(re.findall(r"Number ?(\d+)\.", text)) for text in whole]
+        assert numbers[1] and not numbers[0] & numbers[1] and len(numbers[0] | numbers[1]) > 55
+    again = run_on(file, streaming=streaming).prepare()
+    assert [tuple(row["ids"]) for row in again.held] == held and [tuple(row["ids"]) for row in again.rows] == learned
+
+
+def test_a_split_that_is_named_must_be_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: nothing is tokenized before. So must there be a split to measure on where all rows are alike."""
+    made = run_on(folder / "train.jsonl", validation_split="validation")
+    monkeypatch.setattr(Recipe, "make_tokenizer", lambda *args: pytest.fail("prepared"))
+    with pytest.raises(ValueError, match="no split 'validation' in .*: it has train"):
+        made.prepare()
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder.parent / "cache")
+    (folder.parent / "alike.jsonl").write_text('{"text": "We go on."}\n' * 30)
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="too little text to hold some out; name one by --data.validation-split"):
+            run_on(folder.parent / "alike.jsonl", streaming=streaming).prepare()
+    assert run_on(folder.parent / "alike.jsonl", validation_split="train").prepare().held is not None
+
+
+@pytest.mark.parametrize(("process", "denoiser", "count"), [
+    ("masking", "parallel", 0), ("replacement", "parallel", 0), ("encoder", "parallel", 0), ("deletion", "parallel", 17),
+    ("edit", "parallel", 17), ("2*masking+deletion", "parallel", 17), ("masking", "autoregressive", 17),
+    ("deletion", "seq2seq", 17),
+])  # fmt: skip
+def test_tokens_for_lengths_are_for_those_who_say_them(process: str, denoiser: str, count: int, folder: Path) -> None:
+    made = run_on(folder / "train.jsonl")
+    made.diffusion = DiffusionConfig(process=process, denoiser=denoiser)
+    assert made.lengths == count
+    tokenizer = made.make_tokenizer([{"text": "We go on."}])
+    assert len(specials(tokenizer).lengths) == count
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

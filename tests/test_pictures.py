@@ -288,6 +288,75 @@ def test_generate_writes_pictures(run: Any, world: Path) -> None:
     assert Path("b/grid.png").read_bytes() != first
 
 
+def test_generate_writes_over_its_own_pictures_alone(run: Any, world: Path) -> None:
+    """A picture of the user's, or what is no picture, is refused before anything is drawn."""
+    words = ("generate", "hot", "--num-return-sequences", "1", "--out", "mine")
+    for name, make in {
+        "grid.png": lambda path: picture("L", (4, 4), 9).save(path),
+        "strip.png": lambda path: path.write_text("no picture"),
+    }.items():
+        (world / "mine").mkdir(exist_ok=True)
+        file = world / "mine" / name
+        make(file)
+        before = file.read_bytes()
+        code, said = run(*words)
+        assert code == 2 and f"mine/{name} was not written by textdiff and would be replaced; move it" in said
+        assert file.read_bytes() == before and [entry.name for entry in (world / "mine").iterdir()] == [name]
+        file.unlink()
+    assert run(*words)[0] == 0 and run(*words)[0] == 0
+    for out, named in {
+        "hot/model.txt": "",
+        "idx/train-labels-idx1-ubyte.gz": "is not a folder",
+        "": "out must be a path",
+    }.items():
+        if named:
+            code, said = run(*words[:-1], out)
+            assert code == 2 and named in said
+
+
+def test_a_run_on_images_keeps_what_is_there(tmp_path: Path) -> None:
+    """The same folder, states, recipe and refusals as of a run on texts."""
+    (tmp_path / "samples.png").write_text("mine")
+    with pytest.raises(ValueError, match="samples.png was not written by a run, so it is not written over"):
+        recipe(tmp_path).prepare()
+    out = tmp_path / "run"
+    recipe(out, steps=1).build().run()
+    assert (out / "recipe.yaml").read_text().count("kind: image") == 1
+    with pytest.raises(ValueError, match="already holds a run"):
+        recipe(out).prepare()
+    with pytest.raises(ValueError, match="model.channels 8 16, not 8 8; give --model.channels 8 16"):
+        recipe(out, model={"channels": (8, 8)}, resume=True).prepare()
+    write_idx(tmp_path / "idx")
+    with pytest.raises(ValueError, match="was trained with other images: 1,437 images, .* then, 6 images, .* now"):
+        recipe(out, data={"dataset": str(tmp_path / "idx")}, resume=True, steps=2).build().run()
+    trainer = recipe(out, resume=True, steps=2).build()
+    trainer.job.measure = lambda udm: 1 / 0  # type: ignore[assignment, return-value]
+    with pytest.raises(ZeroDivisionError) as caught:
+        trainer.run()
+    assert (
+        caught.value.__notes__[0].startswith("Trained to step 2; saved")
+        and "not measured" in (out / "README.md").read_text()
+    )
+
+
+def test_images_that_cannot_be_opened(world: Path, tmp_path: Path) -> None:
+    """A file that is no image, a null, and a split that is not there: in one line, the last before images are read."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image()})
+    for name, rows in {"broken": [{"bytes": b"no image", "path": None}], "null": [None]}.items():
+        datasets.Dataset.from_dict({"image": rows}, features=features).to_parquet(str(folder / f"{name}.parquet"))
+        config = PicturesConfig(str(folder / f"{name}.parquet"), label_column=None)
+        with pytest.raises(
+            ValueError, match="image 0 of .* cannot be read|row 0 of 'image' .* is of type NoneType"
+        ) as caught:
+            load_pictures(config, "train")
+        assert "\n" not in str(caught.value)
+    made = recipe(tmp_path / "run", data={"dataset": str(folder / "null.parquet"), "label_column": None})
+    with pytest.raises(ValueError, match="no split 'test' in .*: it has train"):
+        made.prepare()
+
+
 def test_the_strip_ends_in_the_sample(world: Path) -> None:
     """The states are those of the painted images, whatever else is painted beside them."""
     checkpoint = load_checkpoint(world / "hot")
@@ -374,7 +443,7 @@ IMAGE = ("train", "--kind", "image", "--out", "new")
             ["Blur is no Gaussian process, so it has no SDE"],
         ),
         ((*IMAGE, "--trainer.compile"), ["trainer.compile is for models of transformers"]),
-        ((*IMAGE, "--diffusion.num-steps", "0"), ["num_steps 0 is not positive"]),
+        ((*IMAGE, "--diffusion.num-steps", "0"), ["diffusion.num_steps must be a whole number from 1", "got 0"]),
         ((*IMAGE, "--dataset", "nowhere/"), ["no folder nowhere/"]),
         ((*IMAGE, "--data.split", "dev"), ["no split 'dev' in digits: it has train, test"]),
         ((*IMAGE, "--model.channels", "8", "8", "8", "8", "8"), ["8 x 8 cannot be halved 4 times", "data.size"]),
@@ -419,13 +488,13 @@ def test_labels_of_the_other_split_out_of_range(tmp_path: Path) -> None:
         ({"colour": 1}, "unknown keys colour"),
         ({"kind": "text"}, "is of a model of texts, not of images"),
         ({"model": "Evil"}, "unknown model 'Evil'"),
-        ({"grey": []}, "grey .* is not one number for each"),
-        ({"height": 0}, "height 0 is not a whole number"),
+        ({"grey": []}, "grey must have a number for each of the 1 channels"),
+        ({"height": 0}, "height must be a whole number of at least 1; got 0"),
         ({"diffusion": None}, "no section 'diffusion'"),
         ({"diffusion": {"process": "blur"}}, "predict eps needs a Gaussian process"),
-        ({"diffusion": {"process": "frost"}}, "unknown process 'frost'"),
+        ({"diffusion": {"process": "frost"}}, "diffusion.process must be one of vp, ve.*; got 'frost'"),
         ({"diffusion": {"schedule": "linear", "process": "ve"}}, "schedule linear is of vp"),
-        ({"diffusion": {"clip": 1}}, "clip 1 is not bool"),
+        ({"diffusion": {"clip": 1}}, "diffusion.clip must be True or False; got 1"),
         ({"format": 9}, "not of format 1"),
     ],
 )

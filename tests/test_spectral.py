@@ -7,7 +7,8 @@ from textdiff.denoiser import Autoregressive, Parallel
 from textdiff.evaluation import bound
 from textdiff.models import new_model
 from textdiff.process import Deletion, Masking
-from textdiff.spectral import count_pairs, factors, start_from_bigrams, start_from_neighbours
+from textdiff.spectral import STARTS, count_pairs, factors, start_from_bigrams, start_from_neighbours
+from textdiff.tokenizer import specials, train_tokenizer
 from textdiff.tokens import Specials
 from textdiff.udm import UDM
 
@@ -99,3 +100,14 @@ def test_tied_embeddings_are_refused() -> None:
     )
     with pytest.raises(ValueError, match="tie_word_embeddings"):
         start_from_bigrams(LlamaForCausalLM(config), markov_rows(0))
+
+
+@pytest.mark.parametrize("kind", sorted(STARTS))
+def test_few_texts_and_many_entries_make_finite_weights(kind: str) -> None:
+    """More than 19 in 20 rows have no neighbours at all, as with tokens for the lengths of a long context; or none has."""
+    tokenizer = train_tokenizer(["We go on."], 2400, lengths=2000)
+    ids = specials(tokenizer)
+    for rows in ([[ids.bos, *tokenizer("We go on.", add_special_tokens=False)["input_ids"]]], [[ids.bos, 300]]):
+        model = new_model(kind, "tiny", ids, len(tokenizer), 64)
+        STARTS[kind](model, rows)
+        assert all(bool(weight.isfinite().all()) for weight in model.parameters())

@@ -230,10 +230,16 @@ def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path, world: Pat
 @pytest.mark.parametrize(
     ("changes", "remedy"),
     [
-        ({"seed": 1}, "seed 0, not 1; give the same seed"),
-        ({"ema": 0.0}, "give the options it was trained with"),
-        ({"optimizer": "muon"}, "give the options it was trained with"),
-        ({"kind": "parallel", "model": "parallel"}, "give the options it was trained with"),
+        ({"seed": 1}, "trainer.seed 0, not 1; give --trainer.seed 0, or train it as another run"),
+        ({"ema": 0.0}, "trainer.ema 0.9, not 0.0; give --trainer.ema 0.9"),
+        ({"optimizer": "muon"}, "trainer.optimizer adamw, not muon"),
+        ({"kind": "parallel", "model": "parallel"}, "diffusion.denoiser autoregressive, not parallel"),
+        ({"data": {"packed": True}}, "data.packed False, not True; give --data.no-packed"),
+        (
+            {"batch": 4, "lr": 0.5},
+            "trainer.batch 8, not 4, trainer.lr 0.01, not 0.5; give --trainer.batch 8 --trainer.lr",
+        ),
+        ({"model": "autoregressive"}, "trained with other model: LlamaForCausalLM .* then, LlamaForCausalLM .* now"),
     ],
 )
 def test_another_run_cannot_be_resumed(
@@ -372,7 +378,7 @@ def test_no_pickle_is_written(uninterrupted: Path) -> None:
     states = {file.suffix for file in (uninterrupted / "states").rglob("*") if file.is_file()}
     assert states == {".safetensors", ".json"}
     others = [file for file in uninterrupted.iterdir() if file.is_file()]
-    assert {file.suffix for file in others} == {".safetensors", ".json", ".jsonl", ".md", ".png"}
+    assert {file.suffix for file in others} == {".safetensors", ".json", ".jsonl", ".md", ".png", ".yaml"}
 
 
 # ------------------------------------------------------------------------------------------- processes, launched wrongly
@@ -630,8 +636,10 @@ def test_a_log_that_was_cut_short_is_mended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"steps": 0}, "trainer.steps 0 is not positive"), ({"batch": 6, "accumulate": 4}, "batch 6 is no multiple"),
-     ({"minutes": -1.0}, "trainer.minutes -1.0 is not positive; leave it out")],
+    [({"steps": 0}, "trainer.steps must be a whole number from 1 to 1e\\+09; got 0"),
+     ({"batch": 6, "accumulate": 4}, "batch 6 is no multiple"),
+     ({"minutes": -1.0}, "trainer.minutes must be a number above 0, at most 1e\\+07; got -1.0"),
+     ({"resume": True, "overwrite": True}, "trainer.resume goes on with a run, trainer.overwrite begins anew")],
 )  # fmt: skip
 def test_impossible_settings_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -76,7 +76,9 @@ def model_card(
     if facts is None:
         rows.append(("likelihood", f"{kind}; `textdiff score` measures it"))
     else:
-        reached = f"{facts['nats']:.3f} nats per token, {facts['bits_per_byte']:.3f} bits per byte"
+        reached = "not measured"
+        if {"nats", "bits_per_byte"} <= facts.keys():
+            reached = f"{facts['nats']:.3f} nats per token, {facts['bits_per_byte']:.3f} bits per byte"
         rows += [("steps, seconds", f"{facts['steps']}, {facts['seconds']}"), (f"validation ({kind})", reached)]
     body = _TEXT.format(
         name=name,

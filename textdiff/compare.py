@@ -7,7 +7,7 @@ from typing import Any
 
 from textdiff.checkpoint import Checkpoint, load
 from textdiff.data import load_texts, windows
-from textdiff.evaluation import Case, GapScore, bound, gap_cases, gap_score, score_answers
+from textdiff.evaluation import Case, GapScore, bound, finite, gap_cases, gap_score, score_answers
 from textdiff.filling import infill
 from textdiff.gaps import Gap, Parts
 from textdiff.ngram import trigram_nll, unigram_nll
@@ -15,6 +15,7 @@ from textdiff.posterior import Decode
 from textdiff.rulebook import rule_of
 from textdiff.tokenizer import encode
 from textdiff.udm import UDM
+from textdiff.validation import check_integer
 
 Row = dict[str, Any]
 
@@ -25,8 +26,8 @@ def compare(
 ) -> list[Row]:  # fmt: skip
     """A row per model, after the baselines. n-grams speak the first model's tokens; bits per byte compare across models."""
     for name, value in {"gaps": gaps, "windows": count}.items():
-        if value < 1:
-            raise ValueError(f"{name} {value} is not positive; give a number above 0")
+        check_integer(name, value, least=1)
+    check_integer("context", context, least=2)
     texts = list(load_texts(dataset, split, text_column=text_column)["text"])
     one = gap_cases(texts, gaps, words=(1, 1), seed=seed)
     some = gap_cases(texts, gaps, words=(1, 5), seed=seed)
@@ -44,7 +45,7 @@ def compare(
         rows.append(
             {"model": path, **_likelihood(checkpoint, texts, context, count, seed), **_gaps(checkpoint, one, some)}
         )
-    return rows
+    return [finite(row) for row in rows]
 
 
 def _cut(checkpoint: Checkpoint, texts: list[str], context: int, count: int) -> tuple[list[list[int]], list[int]]:
@@ -88,7 +89,7 @@ def _gaps(checkpoint: Checkpoint, one: list[Case], some: list[Case]) -> Row:
         ("one_word", one, False),
         ("unknown_length", some, False),
     ):
-        if given or not checkpoint.config.keeps_lengths:
+        if given or (checkpoint.specials.lengths and not checkpoint.config.keeps_lengths):
             row |= _shown(name, gap_score(cases, fill_cases(checkpoint, cases, given)))
     return row
 

@@ -5,18 +5,23 @@ length of a gap by counting the tokens it sees (gap = window - visible), and wou
 All of it is a pure function of (texts, seed, position): a run continued at step k sees what it would have seen.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from textdiff.keys import Key
+from textdiff.options import PATH, Range, check_options
+from textdiff.reading import check_column, checked_text, each, open_split, readable
+from textdiff.resuming import fingerprint
+from textdiff.sentences import pieces, sentences
 from textdiff.tokenizer import encode, specials
 from textdiff.tokens import Tokens
 
@@ -25,8 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Texts: TypeAlias = "Dataset | IterableDataset"
+LONGEST = 10**6  # tokens of a window
 
-FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+__all__ = ["Batches", "DataConfig", "cut", "load_texts", "pack", "sentences", "to_tokens", "windows"]
 
 
 @dataclass
@@ -37,7 +43,8 @@ class DataConfig:
         dataset: A hub name, a folder, or files (.txt .json .jsonl .csv .parquet; globs allowed).
         config: The configuration of a hub data set that has several.
         split: The part to learn from.
-        validation_split: The part to measure on.
+        validation_split: The part to measure on. Left out: validation, or where there is none, a twentieth of the texts,
+            which is then not learned from.
         text_column: The column that holds the texts.
         streaming: Read while training instead of preparing the whole data set first.
         context: The longest window in tokens, BOS included.
@@ -45,15 +52,22 @@ class DataConfig:
         packed: Put several windows in one row, so that less of a batch is padding. They never see one another.
     """
 
-    dataset: str = "data/sotu"
+    dataset: Annotated[str, PATH] = "data/sotu"
     config: str | None = None
     split: str = "train"
-    validation_split: str = "validation"
+    validation_split: str | None = None
     text_column: str = "text"
     streaming: bool = False
-    context: int = 64
-    shortest: int = 8
+    context: Annotated[int, Range(least=2, most=LONGEST)] = 64
+    shortest: Annotated[int, Range(least=2, most=LONGEST)] = 8
     packed: bool = False
+
+    def __post_init__(self) -> None:
+        check_options(self, "data")
+        if self.shortest > self.context:
+            raise ValueError(
+                f"data.shortest {self.shortest} is more than data.context {self.context}; give at most {self.context}"
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts
@@ -62,100 +76,32 @@ class DataConfig:
 def load_texts(
     dataset: str | Path, split: str, *, text_column: str = "text", config: str | None = None, streaming: bool = False
 ) -> "Texts":
-    """The texts of one split as a data set with the single column "text"; a .txt file is one text.
+    """Return the texts of one split as a data set with the single column "text"; a .txt file is one text.
 
-    Raises ValueError for a data set that cannot be had, a split or a column that it does not have.
+    Raises:
+        ValueError: For a data set that cannot be had, a split or a column that it does not have, and a row that holds no
+            text (of a stream, the first one).
     """
+    where = f"split {split!r} of {dataset}"
     texts = open_split(str(dataset), split, config, streaming)
-    columns = texts.column_names or list(next(iter(texts), {text_column: ""}))  # a stream may not know its columns
+    with readable(str(dataset)):
+        first = next(iter(texts), None) if streaming or texts.column_names is None else None
+    columns = texts.column_names or list(first or {text_column: ""})  # a stream may not know its columns
     if text_column not in columns:
         raise ValueError(f"no column {text_column!r} in {dataset}: set text_column to one of {', '.join(columns)}")
+    if streaming and first is not None:
+        checked_text(first[text_column], 0, text_column, where)
     texts = texts.select_columns([text_column])
+    if streaming:
+        texts = texts.map(partial(_checked_row, column=text_column, where=where), with_indices=True)
+    else:
+        check_column(texts, text_column, where)
     return texts if text_column == "text" else texts.rename_column(text_column, "text")
 
 
-def open_split(dataset: str, split: str, config: str | None, streaming: bool) -> "Texts":
-    """`datasets.load_dataset`, with errors of one line."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    arguments = _source(dataset, config)
-    try:
-        splits = load_dataset(**arguments, streaming=streaming)
-    except (DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"cannot load {dataset!r}: no such file or folder here, and from the hub: {reason}") from error
-    if (name := re.split(r"[\[+]", split)[0]) not in splits:
-        raise ValueError(f"no split {name!r} in {dataset}: it has {', '.join(splits)}")
-    return splits[split] if split == name else load_dataset(**arguments, split=split, streaming=streaming)
-
-
-def _source(dataset: str, config: str | None) -> dict[str, object]:
-    """The arguments by which `load_dataset` finds the data set."""
-    from datasets import load_dataset_builder
-
-    path = Path(dataset).expanduser()
-    if kind := FORMATS.get(path.suffix.lower()):
-        if not any(Path(path.anchor).glob(str(path.relative_to(path.anchor)))):
-            raise ValueError(f"no file {dataset}: give a file, a pattern, a folder or the name of a hub data set")
-        whole = {"sample_by": "document"} if kind == "text" else {}
-        return {"path": kind, "data_files": str(path), **whole}
-    if path.is_dir():
-        builder = load_dataset_builder(str(path), config)
-        whole = {"sample_by": "document"} if "sample_by" in vars(builder.config) else {}  # a folder of .txt files
-        return {"path": str(path), "name": config, **whole}
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) or dataset.startswith(".") or _inside_a_folder(path):
-        raise ValueError(f"no folder {dataset}: give a file, a pattern, a folder or the name of a hub data set")
-    return {"path": dataset, "name": config}
-
-
-def _inside_a_folder(path: Path) -> bool:
-    """data/typo is a mistyped path where ./data exists, and not a hub name to look up."""
-    return len(path.parts) > 1 and Path(path.parts[0]).is_dir()
-
-
-# ------------------------------------------------------------------------------------------------------------ sentences
-
-_CLOSERS = r"""["'”’»)\]]*+"""
-_BOUNDARY = re.compile(  # possessive, and begun at the first of a run: linear time whatever the text
-    rf"(?<![.!?…])(?P<stop>[.!?…]++)(?P<closers>{_CLOSERS})(?=\s+(?P<next>\S))"  # a full stop, before white space
-    rf"|(?<![。！？])[。！？]++[」』”’）]*+(?=\S)"  # scripts that write no space between sentences
-    r"|(?<=\S)(?=[^\S\n]*\n[^\S\n]*\n)"  # an empty line
-)
-_WORD = re.compile(r"\w[\w.]*\Z")
-_INITIALS = re.compile(r"[A-HJ-Z]|(?:[A-Za-z]\.)+[A-Za-z]")  # J. Edgar, U.S., a.m.; but "you and I."
-_ABBREVIATIONS = frozenset("mr mrs ms dr prof st gen sen rep gov lt col capt sgt rev hon messrs mt vs cf".split())
-_BEFORE_NUMBERS = frozenset(
-    "no nos vol fig sec art ch p pp jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)  # "No. 5" goes on; "No. We will not." does not
-
-
-def sentences(text: str) -> list[str]:
-    """The text in sentences, white space kept in front of the sentence it precedes: "".join gives the text back.
-
-    A rule of thumb for European scripts: titles, initials and "U.S." end no sentence, so some ends are missed.
-    """
-    body = text.rstrip()  # white space at the very end stays with the last sentence
-    ends = [match.end() for match in _BOUNDARY.finditer(body) if not _goes_on(match)]
-    cuts = sorted({0, *ends, len(text)})
-    return [text[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
-
-
-def _goes_on(match: re.Match[str]) -> bool:
-    """Whether the sentence continues after this full stop."""
-    if not match["stop"]:
-        return False
-    if match["next"].islower():
-        return True
-    if match["stop"] != "." or match["closers"]:
-        return False
-    start = match.start()
-    word = _WORD.search(match.string[max(0, start - 24) : start])
-    if not word:
-        return False
-    lower = word[0].lower()
-    numbered = lower in _BEFORE_NUMBERS and match["next"].isdigit()
-    return numbered or lower in _ABBREVIATIONS or bool(_INITIALS.fullmatch(word[0]))
+def _checked_row(row: dict[str, Any], place: int, column: str, where: str) -> dict[str, Any]:
+    checked_text(row[column], place, column, where)
+    return row
 
 
 # -------------------------------------------------------------------------------------------------------------- windows
@@ -174,19 +120,19 @@ def cut(text: str, tokenizer: "PreTrainedTokenizerBase", *, context: int, shorte
     targets = _targets(shortest, context, key)
     windows: list[list[int]] = []
     window, target = [bos], next(targets)
-    for sentence in sentences(text):
-        ids = encode(tokenizer, sentence)
+    for piece in pieces(text):
+        ids = encode(tokenizer, piece)
         if len(window) >= shortest and len(window) + len(ids) > target:
             windows.append(window)
             window, target = [bos], next(targets)
         if len(window) == 1:
-            ids = encode(tokenizer, sentence.lstrip())
-        while len(window) + len(ids) > target:
-            room = target - len(window)
-            windows.append(window + ids[:room])
-            ids = ids[room:]
-            window, target = [bos], next(targets)
-        window = window + ids
+            ids = encode(tokenizer, piece.lstrip())
+        begin = 0
+        while len(window) + len(ids) - begin > target:
+            end = begin + target - len(window)
+            windows.append(window + ids[begin:end])
+            begin, window, target = end, [bos], next(targets)
+        window += ids[begin:]
     return [*windows, window] if len(window) > 1 else windows
 
 
@@ -200,11 +146,18 @@ def _targets(shortest: int, context: int, key: Key) -> Iterator[int]:
 
 
 def windows(
-    texts: "Texts | list[str]", tokenizer: "PreTrainedTokenizerBase", *, context: int, shortest: int, seed: int = 0
-) -> "Texts":
-    """All windows of the texts (column "text"): columns `ids` (list[int]) and `index` (int64, the window's position).
+    texts: "Texts | list[str]", tokenizer: "PreTrainedTokenizerBase", *, context: int, shortest: int, seed: int = 0,
+    where: str = "the texts",
+) -> "Texts":  # fmt: skip
+    """Return all windows of the texts (column "text"): columns `ids` (list[int]) and `index` (int64, its position).
 
     `index` is the sample number for keyed noise. Streams stay streams. Deterministic: text i is cut by key (seed, i).
+
+    Args:
+        where: How an error names the texts.
+
+    Raises:
+        ValueError: For a row that holds no text; of a stream, when it is read.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -212,7 +165,7 @@ def windows(
         texts = Dataset.from_dict({"text": texts})
     ids = Features({"ids": List(Value("int32"))})
     settings = {"context": context, "shortest": shortest, "seed": seed}
-    arguments = {"tokenizer": tokenizer, "settings": settings, "code": _code()}
+    arguments = {"tokenizer": tokenizer, "settings": settings, "where": where, "code": _code()}
     cuts = texts.map(
         _cut_all, batched=True, with_indices=True, remove_columns=["text"], features=ids, fn_kwargs=arguments
     )
@@ -225,13 +178,13 @@ def _cut_all(
     numbers: list[int],
     tokenizer: "PreTrainedTokenizerBase",
     settings: dict[str, int],
+    where: str,
     code: str,
 ) -> dict[str, list[list[int]]]:
     """The windows of a batch of texts. `code` is unused here: it is part of the name under which the result is kept."""
     rows = []
     for number, text in zip(numbers, batch["text"], strict=True):
-        if not isinstance(text, str):
-            raise ValueError(f"text {number} is {text!r}, not a string: filter such rows out of the data set")
+        checked_text(text, number, "text", where)
         key = Key.of(settings["seed"], torch.tensor([number]))
         rows += cut(text, tokenizer, context=settings["context"], shortest=settings["shortest"], key=key)
     return {"ids": rows}
@@ -242,8 +195,31 @@ def _number(batch: dict[str, list[list[int]]], numbers: list[int]) -> dict[str, 
 
 
 def _code() -> str:
-    """A hash of this file: `datasets` caches a map by the function's *name*, so old windows would come back."""
-    return sha256(Path(__file__).read_bytes()).hexdigest()
+    """A hash of what cuts: `datasets` caches a map by the function's *name*, so old windows would come back."""
+    files = (Path(__file__), Path(__file__).with_name("sentences.py"))
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def sizes_of(rows: "Dataset") -> list[int]:
+    """Return the number of tokens of each window, without making lists of all their tokens."""
+    return [int(size) for sizes, _ in _arrays(rows) for size in sizes]
+
+
+def fingerprint_of_windows(rows: "Texts", streaming: bool) -> str:
+    """Return the number of windows and a hash of their tokens; of a stream, of its first 256."""
+    if streaming:
+        first = [row["ids"] for row in islice(each(rows, "the stream"), 256)]
+        return f"a stream that begins {fingerprint([str(first).encode()])}"
+    return f"{len(rows):,} windows, {fingerprint(part.tobytes() for arrays in _arrays(rows) for part in arrays)}"
+
+
+def _arrays(rows: "Dataset") -> Iterator[tuple[Any, Any]]:
+    """Yield the sizes of windows and their tokens, both as arrays, from memory that is mapped."""
+    if not len(rows):
+        return
+    for batch in rows.select_columns(["ids"]).with_format("arrow").iter(10_000):
+        column = batch.column("ids").combine_chunks()
+        yield column.value_lengths().to_numpy(zero_copy_only=False), column.flatten().to_numpy(zero_copy_only=False)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches

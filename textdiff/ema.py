@@ -12,7 +12,7 @@ class Ema:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
-            raise ValueError(f"ema {decay} is not in (0, 1); 0.999 averages over about a thousand steps, 0 is off")
+            raise ValueError(f"decay must be between 0 and 1; got {decay} (0.999 averages over about a thousand steps)")
         self.names = [name for name, _ in model.named_parameters()]
         self.weights = [weight for _, weight in model.named_parameters()]
         self.decay, self.count = decay, 0

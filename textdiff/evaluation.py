@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import Any
 
 import torch
 
-from textdiff.data import sentences, to_tokens
+from textdiff.data import to_tokens
 from textdiff.filling import Infill
 from textdiff.gaps import Gap, Parts
 from textdiff.keys import Key
+from textdiff.sentences import sentences
 from textdiff.udm import UDM
 
 
@@ -66,6 +68,11 @@ class Case:
         return [self.left, Gap(), self.right]
 
 
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of figures as JSON can hold it: None for a figure that is not finite."""
+    return {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+
+
 _WORD = re.compile(r"\S+")
 
 
@@ -77,7 +84,7 @@ def gap_cases(texts: Iterable[str], count: int, *, words: tuple[int, int] = (1, 
     """
     chance = random.Random(seed)
     pool = [s.strip() for text in texts for s in sentences(text)]
-    pool = [s for s in pool if len(_WORD.findall(s)) >= words[1] + 6 and len(s) <= longest]
+    pool = [s for s in pool if len(s) <= longest and len(_WORD.findall(s)) >= words[1] + 6]
     chance.shuffle(pool)
     cases = []
     for sentence in pool:

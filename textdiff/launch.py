@@ -1,15 +1,79 @@
-"""How a run begins and ends: launches that would silently not do what they look like are refused; signals stop in order."""
+"""How a run begins and ends: launches that would silently not do what they look like are refused; signals stop in order.
+
+| signal | exit code | while it starts | while it trains |
+|---|---|---|---|
+| SIGINT (Ctrl-C) | 130 | stops at once | finishes the step, saves, stops; the second one stops at once |
+| SIGTERM | 143 | stops at once | finishes the step, saves, stops |
+| SIGHUP, unless ignored (nohup) | 129 | stops at once | finishes the step, saves, stops |
+
+Each ends with one line on standard error. Bad input ends with code 2.
+"""
 
 import os
 import signal
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+
+LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun started
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run, in order.
+
+    Attributes:
+        code: The exit code that a shell expects, 128 and the signal's number.
+    """
+
+    def __init__(self, message: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.code = 128 + int(number)
+
+
+def run_command(command: Callable[[], None], prog: str) -> int:
+    """Run a command to its exit code, and tell errors of input and signals in one line.
+
+    Args:
+        command: What is to be done, its imports included: loading takes seconds, in which signals come, too.
+        prog: The name that the line begins with.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop_at_once)
+    try:
+        command()
+        return 0
+    except (ValueError, OSError) as error:
+        from textdiff.config import complain
+
+        return complain(error, prog)
+    except KeyboardInterrupt as stop:
+        code = stop.code if isinstance(stop, Interrupted) else 130
+        message = str(stop) or ("stopped" if type(stop) is KeyboardInterrupt else "")
+        if message and _is_first():
+            print(f"\n{prog}: {message}", file=sys.stderr)
+        return code
+
+
+def say(line: str) -> None:
+    """Print a line, of several processes in the first alone."""
+    if _is_first():
+        print(line, flush=True)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _stop_at_once(number: int, frame: Any) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
 
 
 def check_launch(processes: int | None = None) -> None:
     """ValueError with the right command for a wrong launch. Once before, once after the Accelerator counted processes."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = world_size()
     if processes is not None and processes != asked:
         raise ValueError(
             f"{asked} processes were launched but train apart from each other ({processes} in each group): on CPUs use "
@@ -21,6 +85,11 @@ def check_launch(processes: int | None = None) -> None:
             f"accelerate launch --cpu started one process, not {wanted}; use "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} train.py"
         )
+
+
+def world_size() -> int:
+    """Return how many processes a launcher has started, 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _asked_of_accelerate() -> int:
@@ -40,27 +109,47 @@ def _asked_of_accelerate() -> int:
 
 
 class Stoppable(Protocol):
-    """What stops after the present step once `stop` is set."""
+    """What is asked to stop.
+
+    Attributes:
+        stop: Set by the first signal: stop after the present step.
+        signal: The number of that signal.
+        idle: Whether no step is being made and nothing written, so that the run may be left right away.
+        at_once: Set where the user does not want to wait.
+    """
 
     stop: bool
+    signal: int
+    idle: bool
+    at_once: bool
 
 
 class Signals:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
+    """SIGINT, SIGTERM and SIGHUP ask for a stop after the step; a second Ctrl-C stops at once."""
 
     def __init__(self, running: Stoppable) -> None:
         self.running = running
         self.before: dict[int, Any] = {}
+        # of one Ctrl-C a process under torchrun gets two: the terminal's, and torchrun's own
+        self.patience = 2 if LAUNCHED in os.environ else 1
 
     def __enter__(self) -> None:
         if threading.current_thread() is threading.main_thread():  # no other may
-            self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGINT or signal.getsignal(number) is not signal.SIG_IGN:
+                    self.before[number] = signal.signal(number, self._answer)
 
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.running.stop and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.running.stop = True
+    def _answer(self, number: int, frame: Any) -> None:
+        running = self.running
+        if number == signal.SIGINT:
+            self.patience -= 1
+            running.at_once = self.patience < 0
+        if not running.stop:
+            running.stop, running.signal = True, number
+        if running.at_once or running.idle:
+            running.idle = False
+            raise Interrupted("", running.signal)
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

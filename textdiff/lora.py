@@ -4,36 +4,57 @@ The adapters are put into the stock model in place, so that the denoiser, the tr
 what is saved is the stock model with B A added to W, which opens without peft.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import torch
+
+from textdiff.validation import check_integer
 
 _OWN = ("lora_", "trainable_tokens")
 _WRAPS = (".token_adapter", ".base_layer")
 
 
-def add_lora(model: Any, rank: int, new: list[int]) -> None:
+def add_lora(model: Any, rank: int, new: list[int], dtype: torch.dtype | None = None) -> None:
     """Freeze the model and train rank-`rank` updates of its linear layers, and the rows of the tokens `new`, in place.
 
-    B begins at 0: the model is at first what it was. A is drawn from torch's generator. ValueError without peft.
+    B begins at 0: the model is at first what it was. A is drawn from torch's generator.
+
+    Args:
+        dtype: The precision that the merged model is saved in, that of the base model's file; None for the model's own.
+
+    Raises:
+        ValueError: Without peft, and for a rank below 1.
     """
-    if rank < 1:
-        raise ValueError(f"model.lora {rank} is not positive; 0 trains every weight")
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ValueError('model.lora needs peft; install it by pip install "textdiff[lora]", or leave it 0') from error
+    check_integer("model.lora", rank, least=1)
+    need_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     rows = {name: new for name in _tables(model)} if new else None
     plan = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", trainable_token_indices=rows, fan_in_fan_out=_gpt2(model)
     )  # fmt: skip
     inject_adapter_in_model(plan, model)
+    model.saved_dtype = dtype
+
+
+def need_peft() -> None:
+    """Refuse adapters without the library.
+
+    Raises:
+        ValueError: With the way to get it.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ValueError('model.lora needs peft; install it by pip install "textdiff[lora]", or leave it 0') from error
 
 
 def merged(model: Any) -> Any:
     """The stock model that computes what a model with adapters does, on the CPU; without adapters the model itself.
 
-    It is to be saved, not run: it has no buffers but those that are saved.
+    It is to be saved, not run: it has no buffers but those that are saved. Its precision is that of the base model's file,
+    unless a weight would not be finite in it.
     """
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not _own(name)}
     if len(tensors) == len(model.state_dict()):
@@ -45,12 +66,20 @@ def merged(model: Any) -> Any:
             tensors[_stock(f"{name}.weight")] = module.get_merged_weights(["default"]).detach().cpu()
         elif _lora_layer(module):
             tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + module.get_delta_weight("default").detach().cpu()
+    tensors = _narrowed(tensors, getattr(model, "saved_dtype", None))
     with torch.device("meta"):
-        stock = type(model)(model.config)
+        stock = type(model)(deepcopy(model.config))  # saving writes its precision there
     stock.load_state_dict(tensors, strict=False, assign=True)
     stock.tie_weights()
     stock.generation_config = getattr(model, "generation_config", None)
     return stock.eval()
+
+
+def _narrowed(tensors: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    if dtype is None:
+        return tensors
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return cast if all(bool(torch.isfinite(tensor).all()) for tensor in cast.values()) else tensors
 
 
 def trained(model: Any) -> int:

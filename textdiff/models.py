@@ -7,6 +7,7 @@ to both sides, or read block by block (there from scratch, too: Llama's). autore
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -140,11 +141,7 @@ def pretrained_model(
     try:
         model = open_model(path, diffusion)[0] if weights else _drawn(path, diffusion)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"{path} cannot be loaded as a {diffusion.denoiser} model ({reason}); a causal model takes denoiser "
-            "autoregressive, or parallel with backbone causal, an encoder-decoder seq2seq"
-        ) from error
+        raise _not_loaded(path, diffusion, str(error)) from error
     probe(model, diffusion)
     old = model.get_input_embeddings().num_embeddings
     mask = getattr(model.config, "mask_token_id", None)
@@ -158,6 +155,55 @@ def pretrained_model(
             part.data[tokenizer.mask_token_id] = row
         model.config.mask_token_id = tokenizer.mask_token_id
     return model
+
+
+def check_pretrained(diffusion: DiffusionConfig, path: str, context: int) -> None:
+    """Refuse a pretrained model that cannot be read as `diffusion` wants to, by its configuration alone.
+
+    Args:
+        context: Tokens of the longest window.
+
+    Raises:
+        ValueError: Where there is none, it is of another family, or it reads shorter texts.
+    """
+    import transformers
+
+    same_reading(path, diffusion)
+    try:
+        config = from_pretrained(transformers.AutoConfig, path)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(path, diffusion, str(error)) from error
+    name = AUTO_CLASSES["autoregressive" if diffusion.backbone == "causal" else diffusion.denoiser]
+    if type(config) not in getattr(transformers, name)._model_mapping:
+        raise _not_loaded(path, diffusion, f"{config.model_type} is not of the kind of {name}")
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 < longest < context:
+        raise ValueError(f"data.context {context} is more than {path} reads; give up to {longest}")
+
+
+def _not_loaded(path: str, diffusion: DiffusionConfig, reason: str) -> ValueError:
+    return ValueError(
+        f"{path} cannot be loaded as a {diffusion.denoiser} model ({next(iter(reason.strip().splitlines()), 'unknown')}); a "
+        "causal model takes denoiser autoregressive, or parallel with backbone causal, an encoder-decoder seq2seq"
+    )
+
+
+def saved_dtype(path: str) -> torch.dtype:
+    """Return the precision that a pretrained model's weights are kept in: that of its configuration, else of its file."""
+    import transformers
+    from safetensors import safe_open
+
+    named = getattr(from_pretrained(transformers.AutoConfig, path), "dtype", None)
+    if isinstance(named, torch.dtype):
+        return named
+    file = Path(path) / "model.safetensors"
+    if file.is_file():
+        with safe_open(file, "pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                dtype = weights.get_tensor(name).dtype
+                if dtype.is_floating_point:
+                    return dtype
+    return torch.float32
 
 
 def _drawn(path: str, diffusion: DiffusionConfig) -> Any:

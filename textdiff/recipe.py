@@ -7,27 +7,45 @@ run is on texts or on images is decided here, in `read_recipe`, and nowhere afte
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 from textdiff.card import model_card
 from textdiff.checkpoint import Checkpoint, DiffusionConfig
-from textdiff.config import parse_one_of
-from textdiff.data import Batches, DataConfig, load_texts, pack, to_tokens, windows
+from textdiff.config import parse_one_of, settings_of
+from textdiff.data import (
+    Batches,
+    DataConfig,
+    fingerprint_of_windows,
+    load_texts,
+    pack,
+    sizes_of,
+    to_tokens,
+    windows,
+)
 from textdiff.evaluation import bound
-from textdiff.filling import infill
-from textdiff.gaps import parse
+from textdiff.filling import Page, infill, prepare, start_state
+from textdiff.gaps import Gap, check, parse
+from textdiff.holding_out import hold_out_texts, hold_out_windows
 from textdiff.keys import Key
-from textdiff.lora import add_lora, trained
-from textdiff.models import new_model, pretrained_model
+from textdiff.launch import check_launch, say, world_size
+from textdiff.lora import add_lora, need_peft, trained
+from textdiff.models import check_pretrained, new_model, pretrained_model, saved_dtype
+from textdiff.options import PATH, Range, check_options
 from textdiff.pictures.recipe import PictureRecipe
+from textdiff.reading import MissingSplit, each
+from textdiff.resuming import compare_settings, fingerprint_of_model, fingerprint_of_tokenizer
 from textdiff.rulebook import rule_of
+from textdiff.run_folder import RunFolder
+from textdiff.saving import TOKENIZER, newest_state, read_facts
+from textdiff.sentences import learnable
 from textdiff.spectral import STARTS
-from textdiff.tokenizer import load_tokenizer, prepare_tokenizer, specials, train_tokenizer
+from textdiff.tokenizer import BYTES, load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Tokens
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
 from textdiff.udm import UDM, Objective
+from textdiff.zoo import says_lengths
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -64,7 +82,10 @@ SHORT = {
     "--overwrite": "--trainer.overwrite",
 }
 
-READS = 2048  # positions that a model from scratch has: windows are shorter, texts to fill may be longer
+VALIDATION = "validation"  # the split that is measured on where none is named
+READS = 2048  # positions that a model from scratch has at least: windows are shorter, texts to fill may be longer
+VOCAB, PIECES = 4000, 3000  # entries of a tokenizer that is learned; of them, those that are pieces of text at least
+NAMES = 6  # special tokens of a tokenizer that is learned, beside those for lengths
 
 
 @dataclass
@@ -73,11 +94,15 @@ class TokenizerConfig:
 
     Attributes:
         path: An AutoTokenizer, a folder or hub name. Left out, a byte-level BPE is trained.
-        vocab: Entries of the trained one, special tokens included.
+        vocab: Entries of the trained one, special tokens included. Left out: 4,000, or as many as leave 3,000 for pieces of
+            text beside the special tokens (with context 4096, which takes 4,097 tokens for lengths, 7,359).
     """
 
-    path: str | None = None
-    vocab: int = 4000
+    path: Annotated[str | None, PATH] = None
+    vocab: Annotated[int | None, Range(least=BYTES + NAMES, most=10**7)] = None
+
+    def __post_init__(self) -> None:
+        check_options(self, "tokenizer")
 
 
 @dataclass
@@ -95,11 +120,20 @@ class ModelConfig:
     """
 
     preset: Literal["tiny", "mini", "small", "base"] = "tiny"
-    path: str | None = None
+    path: Annotated[str | None, PATH] = None
     weights: bool = True
-    lora: int = 0
+    lora: Annotated[int, Range(least=0, most=10**4)] = 0
     start: Literal["bigrams", "random"] = "bigrams"
-    context: float = 1.0
+    context: Annotated[float, Range(least=0, most=1e3)] = 1.0
+
+    def __post_init__(self) -> None:
+        check_options(self, "model")
+        if self.path is None and self.lora:
+            raise ValueError(
+                f"model.lora {self.lora} adapts a pretrained model; name one by --model-name-or-path (model.path)"
+            )
+        if self.path is None and not self.weights:
+            raise ValueError("model.weights is for a pretrained model; name one by --model-name-or-path (model.path)")
 
 
 @dataclass
@@ -112,15 +146,24 @@ class NoiseConfig:
         counted: Share of the examples whose gaps have known lengths: they teach words alone, and cost less.
     """
 
-    spans: tuple[float, ...] = (1, 2, 4, 8, 16, 64)
-    counted: float = 0.6
+    spans: Annotated[tuple[float, ...], Range(least=1, most=1e6)] = (1, 2, 4, 8, 16, 64)
+    counted: Annotated[float, Range(least=0, most=1)] = 0.6
+
+    def __post_init__(self) -> None:
+        check_options(self, "noise")
+        if not self.spans:
+            raise ValueError("noise.spans must have at least one length; 1 hides single tokens")
 
 
 class Windows(NamedTuple):
-    """What a model of text learns from: windows of token ids, columns `ids` and `index`, and their tokenizer."""
+    """What a model of text learns from: windows of token ids, columns `ids` and `index`, and their tokenizer.
+
+    held: windows that it is measured on.
+    """
 
     rows: Any
     tokenizer: "PreTrainedTokenizerBase"
+    held: Any
 
     def __str__(self) -> str:
         return f"{len(self.tokenizer):,} tokens"
@@ -147,25 +190,95 @@ class Recipe:
         "[GAP]",
     )
 
+    def __post_init__(self) -> None:
+        check_options(self)
+        check_options(self.diffusion, "diffusion")
+        for place, text in enumerate(self.examples):
+            try:
+                check(parse(text))
+            except ValueError as error:
+                raise ValueError(f"examples[{place}]: {error}") from error
+        if self.diffusion.backbone == "causal" and self.model.path is None and not self.diffusion.block:
+            raise ValueError("backbone causal adapts a pretrained causal model; name one by --model-name-or-path")
+        if self.tokenizer.vocab is not None and self.tokenizer.vocab < BYTES + self.specials:
+            raise ValueError(
+                f"tokenizer.vocab {self.tokenizer.vocab} is too small: {BYTES} bytes and {self.specials} special tokens "
+                f"({self.lengths} of them for the lengths of gaps, data.context {self.data.context}) need "
+                f"{BYTES + self.specials}; give more, or leave it out"
+            )
+
+    @property
+    def lengths(self) -> int:
+        """How many tokens for lengths of gaps the tokenizer gets: up to the longest window, where the process needs them."""
+        return self.data.context + 1 if says_lengths(self.diffusion.process, self.diffusion.denoiser) else 0
+
+    @property
+    def specials(self) -> int:
+        """How many special tokens a tokenizer that is learned has."""
+        return NAMES + self.lengths
+
     def build(self) -> Trainer:
         """Everything built and ready to run."""
         data = self.prepare()
         model = self.make_model(data)
-        print(
+        say(
             f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} weights, {trained(model):,} trained"
         )
         udm = self.make_udm(model, data)
         return Trainer(udm, self.make_job(model, data), self.trainer)
 
+    def check_setup(self) -> None:
+        """Refuse what can be refused before anything is loaded: the run's folder, a run that would not go on, the model.
+
+        Raises:
+            ValueError: With the remedy.
+        """
+        check_launch()
+        self.trainer.check_world(world_size())
+        if self.model.lora:
+            need_peft()
+        folder = RunFolder(self.trainer.out)
+        folder.check(resume=self.trainer.resume, overwrite=self.trainer.overwrite)
+        if self.trainer.resume and (state := newest_state(folder.states, weights=False)[0]) is not None:
+            compare_settings(state, read_facts(state), settings_of(self))
+        if self.model.path is not None:
+            check_pretrained(self.diffusion, self.model.path, self.data.context)
+
     def prepare(self) -> Windows:
         """Texts, from any data set; a tokenizer, any or trained on them; the texts cut into windows of its tokens.
 
         Windows are cut at sentences and of varying length, so that no model can count its way to a gap's length. The
-        tokenizer gets [MASK], [GAP] and the like.
+        tokenizer gets [MASK], [GAP] and the like. Where there is nothing to measure on, a part is held out.
         """
-        texts = self.texts(self.data.split)
-        tokenizer = self.make_tokenizer(texts)
-        return Windows(self.make_windows(texts, tokenizer), tokenizer)
+        self.check_setup()
+        data = self.data
+        texts = self.texts(data.split)
+        held = self._validation()  # before anything is prepared
+        halves = hold_out_texts(texts, data.streaming, data.dataset) if held is None else None
+        learned = texts if halves is None else halves.train
+        tokenizer = self.make_tokenizer(learned)
+        rows = self.make_windows(learned, tokenizer)
+        if held is not None:
+            return Windows(rows, tokenizer, self.cut(held, tokenizer, data.validation_split or VALIDATION))
+        if halves is not None:
+            kept = self.cut(halves.held, tokenizer, data.split)
+        else:
+            halves = hold_out_windows(rows, data.streaming, data.dataset)
+            rows, kept = halves.train, halves.held
+        say(
+            f"{data.dataset} has no split {VALIDATION!r}: {halves.size} are held out to measure on; "
+            "--data.validation-split names a split instead"
+        )
+        return Windows(rows, tokenizer, kept)
+
+    def _validation(self) -> "Dataset | IterableDataset | None":
+        """The texts to measure on; None where no split is named and there is none of the usual name."""
+        try:
+            return self.texts(self.data.validation_split or VALIDATION)
+        except MissingSplit:
+            if self.data.validation_split is not None:
+                raise
+            return None
 
     def texts(self, split: str) -> "Dataset | IterableDataset":
         """The documents of a split, column `text`."""
@@ -175,49 +288,74 @@ class Recipe:
         )
 
     def make_tokenizer(self, texts: Any) -> "PreTrainedTokenizerBase":
-        """The model's, the one named, or one trained on the texts (of a stream: on its first 10,000)."""
-        lengths = self.data.context
+        """The run's own where it goes on; else the model's, the one named, or one trained on the texts.
+
+        Of a stream it is trained on the first 10,000.
+        """
+        if self.trainer.resume and (own := self._own_tokenizer()) is not None:
+            return own
+        most = max(self.lengths - 1, 0)
         path = self.tokenizer.path or self.model.path
         if path is not None:
             try:
-                return prepare_tokenizer(load_tokenizer(path), lengths)
+                return prepare_tokenizer(load_tokenizer(path), most)
             except (OSError, ValueError) as error:
                 reason = str(error).strip().split("\n")[0]
                 raise ValueError(f"{path} has no tokenizer to load ({reason}); name one by --tokenizer.path") from error
-        sample = texts.take(10_000) if self.data.streaming else texts
-        return train_tokenizer((row["text"] for row in sample), self.tokenizer.vocab, lengths)
+        rows = each(texts.take(10_000) if self.data.streaming else texts, self.data.dataset)
+        vocab = self.tokenizer.vocab or max(VOCAB, BYTES + self.specials + PIECES)
+        return train_tokenizer(learnable(row["text"] for row in rows), vocab, most)
+
+    def _own_tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer of the run that goes on: another one would read other pieces by the trained rows."""
+        out = Path(self.trainer.out)
+        state, _ = newest_state(RunFolder(out).states, weights=False)
+        places = [state / TOKENIZER, out] if state is not None else []
+        for place in places:
+            if (place / "tokenizer_config.json").is_file():
+                return load_tokenizer(place)
+        if self.tokenizer.path or self.model.path:
+            return None
+        raise ValueError(
+            f"{state} was written by an older version and does not hold its tokenizer, which cannot be learned again; give "
+            "the folder that has it by --tokenizer.path"
+        )
 
     def make_windows(self, texts: Any, tokenizer: "PreTrainedTokenizerBase") -> "Dataset | IterableDataset":
         """The texts cut into windows of token ids, columns `ids` and `index`."""
-        data = self.data
-        rows = windows(texts, tokenizer, context=data.context, shortest=data.shortest, seed=self.trainer.seed)
-        if not data.streaming and len(rows) == 0:
-            raise ValueError(f"{data.dataset} has no text to learn from; every row of {data.text_column} is empty")
+        rows = self.cut(texts, tokenizer, self.data.split, self.trainer.seed)
+        if not self.data.streaming and len(rows) == 0:
+            raise ValueError(self._nothing(self.data.split))
         return rows
+
+    def cut(self, texts: Any, tokenizer: "PreTrainedTokenizerBase", split: str, seed: int = 0) -> Any:
+        """Windows of texts that are of a split."""
+        data = self.data
+        where = f"split {split!r} of {data.dataset}"
+        return windows(texts, tokenizer, context=data.context, shortest=data.shortest, seed=seed, where=where)
+
+    def _nothing(self, split: str) -> str:
+        data = self.data
+        return f"{data.dataset} has no text in split {split!r}; every row of {data.text_column} is empty"
 
     def make_model(self, data: Windows) -> Any:
         """A preset drawn under the run's seed, started from the windows' bigrams; or a pretrained model."""
-        rows, tokenizer = data
+        rows, tokenizer = data.rows, data.tokenizer
         ids, causal = specials(tokenizer), self.diffusion.backbone == "causal"
         kind = "autoregressive" if causal else self.diffusion.denoiser  # the architecture of a model from scratch
         torch.manual_seed(self.trainer.seed)  # new tokens of a pretrained model are drawn, too
-        if causal and self.model.path is None and not self.diffusion.block:
-            raise ValueError("backbone causal adapts a pretrained causal model; name one by --model-name-or-path")
         if self.model.path is not None:
             known = len(load_tokenizer(self.tokenizer.path or self.model.path))
             model = pretrained_model(self.diffusion, self.model.path, tokenizer, known, self.model.weights)
             if self.model.lora:
-                add_lora(model, self.model.lora, list(range(known, len(tokenizer))))
+                add_lora(model, self.model.lora, list(range(known, len(tokenizer))), saved_dtype(self.model.path))
             return model
-        if self.model.lora:
-            raise ValueError(
-                f"model.lora {self.model.lora} adapts a pretrained model; name one by --model-name-or-path"
-            )
-        model = new_model(kind, self.model.preset, ids, len(tokenizer), READS)
+        reads = max(READS, 2 * self.data.context)
+        model = new_model(kind, self.model.preset, ids, len(tokenizer), reads)
         # read in place, a causal model has no such start: what it begins as says the next token
         if self.model.start == "bigrams" and kind in STARTS and (not causal or self.diffusion.shift):
             sample = rows.take(50_000) if self.data.streaming else rows
-            STARTS[kind](model, [row["ids"] for row in sample])
+            STARTS[kind](model, [row["ids"] for row in each(sample, self.data.dataset)])
         return model
 
     def make_udm(self, model: Any, data: Windows) -> UDM:
@@ -235,13 +373,11 @@ class Recipe:
         """Feeding, measuring, showing and saving, for text."""
         tokenizer, data = learned.tokenizer, self.data
         ids = specials(tokenizer)
-        cuts = {"context": data.context, "shortest": data.shortest}
-        held = windows(self.texts(data.validation_split), tokenizer, **cuts)
-        rows = [row["ids"] for row in (held.take(256) if data.streaming else spread(held, 256))]
+        rows = [row["ids"] for row in each(spread(learned.held, 256), data.dataset)]
         if not rows:
-            raise ValueError(f"{data.dataset} has no text in {data.validation_split!r}; set data.validation_split")
+            raise ValueError(f"{self._nothing(data.validation_split or VALIDATION)}; set data.validation_split")
         checkpoint = Checkpoint(model, tokenizer, self.diffusion)
-        examples = [parse(_counted(text) if self.diffusion.keeps_lengths else text) for text in self.examples]
+        pages = make_pages(self.examples, checkpoint)
 
         def collate(batch: Sequence[list[int]], key: Key) -> tuple[Tokens, Key]:
             if not data.packed:
@@ -260,23 +396,30 @@ class Recipe:
         def show(udm: UDM) -> list[str]:
             tools = checkpoint.tools() | {"denoiser": udm.denoiser}
             steps, rule, decode = self.diffusion.num_steps, rule_of(self.diffusion.rule), self.diffusion.decode()
-            filled = infill(examples, steps=steps, rule=rule, decode=decode, **tools)
+            filled = infill(pages, steps=steps, rule=rule, decode=decode, **tools)
             return [results[0].text for results in filled]
 
         def export(path: Path, facts: dict[str, Any]) -> None:
-            checkpoint.card = model_card(str(path), self.diffusion, asdict(self), facts)
+            checkpoint.card = model_card(self.trainer.out, self.diffusion, asdict(self), facts)
             checkpoint.save(path)
 
-        return Job(self.feed(learned.rows), collate, measure, show, export)
+        fingerprints = {
+            "windows": fingerprint_of_windows(learned.rows, data.streaming),
+            "tokenizer": fingerprint_of_tokenizer(tokenizer),
+            "model": fingerprint_of_model(model),
+        }
+        return Job(
+            self.feed(learned.rows), collate, measure, show, export,
+            recipe=self, fingerprints=fingerprints, attach=tokenizer.save_pretrained,
+        )  # fmt: skip
 
     def feed(self, rows: "Dataset | IterableDataset") -> Feed:
         """Windows for the trainer: dealt out by length from a data set, in order of arrival from a stream."""
         batch, seed = self.trainer.batch, self.trainer.seed
-        nothing = f"{self.data.dataset} has no text to learn from; every row of {self.data.text_column} is empty"
 
         def from_data_set(start: int, rank: int, world: int) -> Iterator[list[tuple[int, list[int]]]]:
-            lengths = [len(row) for row in rows["ids"]]
-            for numbers in Batches(len(lengths), batch, seed, rank, world, start, lengths):
+            sizes = sizes_of(rows)
+            for numbers in Batches(len(sizes), batch, seed, rank, world, start, sizes):
                 found = rows[numbers]["ids"]
                 yield list(zip(numbers, found, strict=True))
 
@@ -285,7 +428,7 @@ class Recipe:
             past = start * batch  # epochs are joined: what was seen before `start` is passed over, whole epochs at once
             while True:
                 count = 0
-                for count, row in enumerate(rows, 1):  # noqa: B007
+                for count, row in enumerate(each(rows, self.data.dataset), 1):  # noqa: B007
                     if past:
                         past -= 1
                         continue
@@ -294,11 +437,11 @@ class Recipe:
                         yield group[rank::world]
                         group = []
                 if not count:
-                    raise ValueError(nothing)
+                    raise ValueError(self._nothing(self.data.split))
                 past %= count
 
-        if not self.data.streaming and len(rows) == 0:
-            raise ValueError(nothing)
+        if next(each(rows, self.data.dataset), None) is None:
+            raise ValueError(self._nothing(self.data.split))
         return from_stream if self.data.streaming else from_data_set
 
 
@@ -311,13 +454,35 @@ def read_recipe(args: Sequence[str], prog: str) -> AnyRecipe:
     return parse_one_of(kinds, args, prog=prog, description=HELP.replace("textdiff train", prog), short=SHORT)
 
 
-def _counted(text: str) -> str:
-    """Gaps of three tokens for gaps of any length."""
-    return text.replace("[GAP]", "[GAP:3]")
+def make_pages(examples: Sequence[str], checkpoint: Checkpoint) -> list[Page]:
+    """Return texts with gaps, ready to be filled; of a process that says no lengths, free gaps have three tokens.
+
+    Raises:
+        ValueError: For an example that this process or this model cannot fill, naming it.
+    """
+    tools, config, pages = checkpoint.tools(), checkpoint.config, []
+    tokenizer, ids = checkpoint.tokenizer, checkpoint.specials
+    for place, text in enumerate(examples):
+        parts = parse(text)
+        if config.keeps_lengths or not ids.lengths:
+            parts = [Gap.of(3, part.name) if isinstance(part, Gap) and part.free else part for part in parts]
+        try:
+            page = prepare(parts, tokenizer, ids, longest=tools["denoiser"].longest)
+            if not ids.lengths and any(element[0] == ids.gap for element in page.row):
+                raise ValueError(f"process {config.process} says no lengths; give each gap its length, as in [GAP:3]")
+            tools["process"].prior(start_state([parts], tokenizer, ids), Key.of(0, 1))
+        except ValueError as error:
+            raise ValueError(f"examples[{place}] {text[:60]!r}: {error}") from error
+        pages.append(page)
+    return pages
 
 
-def spread(rows: "Dataset", count: int) -> "Dataset":
-    """At most `count` rows, evenly from all of them."""
+def spread(rows: Any, count: int) -> Any:
+    """At most `count` rows, evenly from all of them; of a stream the first."""
+    from datasets import Dataset
+
+    if not isinstance(rows, Dataset):
+        return rows.take(count)
     return rows.select(range(0, len(rows), -(-len(rows) // count))) if len(rows) else rows
 
 

@@ -2,10 +2,17 @@
 
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+FAR = 20.0  # how far apart losses are that one linear axis does not show
 
 
 @dataclass(frozen=True)
@@ -16,7 +23,6 @@ class Words:
     loss: str = "nats per token"
     figure: str = "nats"
     called: str = "validation bound"
-    span: float = 5.0  # how much of the loss above its least is shown
 
 
 class Report:
@@ -96,10 +102,10 @@ class Report:
             if isinstance(value, float):
                 self.board.add_scalar(name, value, line["step"])
 
-    def curve(self) -> None:
-        """Draw loss.png from log.jsonl."""
+    def curve(self, path: Path) -> None:
+        """Draw the losses of log.jsonl."""
         self.log.flush()
-        draw(read_log(self.out / "log.jsonl"), self.out / "loss.png", self.words)
+        draw(read_log(self.out / "log.jsonl"), path, self.words)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -107,9 +113,10 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
+            found = json.loads(line)
         except json.JSONDecodeError:
             continue
+        lines += [found] if isinstance(found, dict) and "step" in found else []
     return lines
 
 
@@ -120,25 +127,51 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def draw(lines: list[dict[str, Any]], path: Path, words: Words) -> None:
-    """The training loss, thin and smoothed, and the validation bound where it was measured."""
+    """Write the picture of `losses`, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        losses(lines, words).savefig(part, dpi=130, format="png", metadata={"Software": "textdiff"})
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def losses(lines: list[dict[str, Any]], words: Words) -> "Figure":
+    """Return a figure of the training loss, thin and smoothed, and of the validation figure where it was measured.
+
+    All of both lie within the axes; a loss that was not finite is left out.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
-    steps, losses = [s for s, _ in train], [value for _, value in train]
-    axes.plot(steps, losses, color="#9bb7d4", linewidth=0.7, label="training loss")
-    axes.plot(steps, _smooth(losses), color="#1f4e79", linewidth=1.8, label="smoothed")
-    name = f"validation/{words.figure}"
-    held = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+    train, held = _points(lines, "loss"), _points(lines, f"validation/{words.figure}")
+    if train:
+        steps, values = zip(*train, strict=True)
+        few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(train) < 3 else {}
+        axes.plot(steps, values, color="#9bb7d4", linewidth=0.7, label="training loss", **few)
+        axes.plot(steps, _smooth(list(values)), color="#1f4e79", linewidth=1.8, label="smoothed")
     if held:
         axes.plot(*zip(*held, strict=True), "o-", color="#c55a11", markersize=4, label=words.called)
     axes.set(xlabel="step", ylabel=words.loss)
-    low = min([*_smooth(losses)[len(losses) // 20 :], *(value for _, value in held)], default=0.0)
-    axes.set_ylim(low - 0.06 * words.span, min(max(losses, default=1.0), low + words.span) + 0.04 * words.span)
+    axes.margins(0.03, 0.06)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shown = [value for _, value in [*train, *held]]
+    if shown and min(shown) > 0 and max(shown) > FAR * min(shown):
+        axes.set_yscale("log")
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    if train or held:
+        axes.legend(frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no loss was logged", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def _points(lines: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    """Return step and value of each line that has a finite one."""
+    found = [(line.get("step"), line.get(name)) for line in lines]
+    return [(s, v) for s, v in found if isinstance(s, int) and isinstance(v, int | float) and math.isfinite(v)]
 
 
 def _smooth(values: list[float], share: float = 0.95) -> list[float]:

@@ -2,82 +2,198 @@
 
 A state is written to a temporary folder, its manifest (sha256 of every file) last, everything is flushed to the disk, and
 only then does the folder get its name. The newest state whose manifest verifies is the one that training goes on from.
+What is removed is known by name, file by file: a folder of states may hold other things, and they stay.
 """
 
 import hashlib
 import json
 import os
 import re
-import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8})")
+MANIFEST, FACTS, TOKENIZER = "manifest.json", "facts.json", "tokenizer"
+_NAME, _PART = re.compile(r"step-(\d{8,})"), re.compile(r"\.part-\d{8,}")
+_OURS = re.compile(rf"{MANIFEST}|{FACTS}|(model|ema|optimizer\d+)\.safetensors")
+
+
+def state_path(folder: Path, step: int) -> Path:
+    """Return the folder of a state."""
+    return folder / f"step-{step:08d}"
 
 
 def write_state(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    facts: dict[str, Any],
+    keep: int,
+    attach: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write `folder/step-NNNNNNNN` with one safetensors file per entry of `tensors`, keep the newest `keep` states."""
+    """Write `folder/step-NNNNNNNN` and remove all but the newest `keep` states.
+
+    Args:
+        tensors: The content of one safetensors file each, by the file's name.
+        facts: What JSON can hold.
+        attach: Writes what else belongs to the state, such as the tokenizer, to a folder in it.
+
+    Raises:
+        OSError: Where it cannot be written; earlier states are then as they were.
+    """
+    final, part = state_path(folder, step), folder / f".part-{step:08d}"
+    if verify(final):  # a finished run was resumed: one run has one state at a step
+        return final
+    for stale in _matching(folder, _PART):
+        remove_state(stale)
+    try:
+        _write(part, tensors, facts, attach)
+        remove_state(final)
+        _publish(part, final)
+    except BaseException:
+        remove_state(part)  # it may be what fills the disk
+        raise
+    _flush(folder)
+    # what claims to be newer was damaged, and passed over when this run went on
+    past = sorted((state for state in _states(folder) if state[0] <= step), reverse=True)
+    for _, other in set(_states(folder)) - set(past[:keep]):
+        remove_state(other)
+    return final
+
+
+def _write(
+    part: Path, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], attach: Callable[[Path], None] | None
+) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    final, part = folder / f"step-{step:08d}", folder / f".part-{step:08d}"
-    if verify(final):  # a finished run was resumed: one run has one state at a step
-        return final
-    for stale in folder.glob(".part-*"):
-        shutil.rmtree(stale)
     part.mkdir(parents=True)
     for name, content in tensors.items():
         try:
             save_file({key: value.contiguous() for key, value in content.items()}, part / f"{name}.safetensors")
         except SafetensorError as error:
             raise OSError(f"{part} cannot be written ({error}); is the disk full?") from error
-    (part / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    files = {file.name: _digest(file) for file in sorted(part.iterdir())}
+    (part / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
+    if attach is not None:
+        attach(part / TOKENIZER)
+    files = {file.relative_to(part).as_posix(): _digest(file) for file in sorted(_files(part))}
     (part / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
-    for file in part.iterdir():
+    for file in _files(part):
         _flush(file)
     _flush(part)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    _flush(folder)
-    # what claims to be newer was damaged, and passed over when this run went on
-    past = sorted((state for state in _states(folder) if state[0] <= step), reverse=True)
-    for _, other in set(_states(folder)) - set(past[:keep]):
-        shutil.rmtree(other)
-    return final
 
 
-def newest_state(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest state that verifies (None where there is none), and the newer ones that do not."""
+def _publish(part: Path, final: Path) -> None:
+    """Give a state its name; beside files of others, if there are any, its manifest comes last."""
+    if not final.exists():
+        os.replace(part, final)
+        return
+    for file in sorted(_files(part), key=lambda file: file.name == MANIFEST):
+        target = final / file.relative_to(part)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(file, target)
+    remove_state(part)
+
+
+def newest_state(folder: Path, *, weights: bool = True) -> tuple[Path | None, list[Path]]:
+    """Return the newest state that verifies (None where there is none), and the newer ones that do not.
+
+    Args:
+        weights: False to leave the large files unread.
+    """
     damaged: list[Path] = []
     for _, state in sorted(_states(folder), reverse=True):
-        if verify(state):
+        if verify(state, weights=weights):
             return state, damaged
         damaged.append(state)
     return None, damaged
 
 
-def verify(state: Path) -> bool:
+def verify(state: Path, *, weights: bool = True) -> bool:
     """Whether every file of the state is there and is what was written."""
     try:
         files = json.loads((state / MANIFEST).read_text(encoding="utf-8"))
-        return bool(files) and all(_digest(state / name) == digest for name, digest in files.items())
+        wanted = {name: digest for name, digest in files.items() if weights or not name.endswith(".safetensors")}
+        return bool(files) and all(_digest(state / name) == digest for name, digest in wanted.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
+def read_facts(state: Path) -> dict[str, Any]:
+    """Return the facts of a state."""
+    return dict(json.loads((state / FACTS).read_text(encoding="utf-8")))
+
+
 def read_state(state: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """The tensors and the facts of a state."""
+    """Return the tensors and the facts of a state."""
     from safetensors.torch import load_file
 
-    tensors = {file.stem: load_file(file) for file in state.glob("*.safetensors")}
-    return tensors, json.loads((state / "facts.json").read_text(encoding="utf-8"))
+    names = [name for name in _listed(state) if _OURS.fullmatch(name) and name.endswith(".safetensors")]
+    tensors = {name.removesuffix(".safetensors"): load_file(state / name) for name in names}
+    return tensors, read_facts(state)
+
+
+def remove_state(state: Path) -> None:
+    """Remove the files that `write_state` writes, and the folders that are empty then."""
+    if state.is_symlink() or not _is_state(state):
+        return
+    written = [state / name for name in _listed(state)]
+    if _PART.fullmatch(state.name):  # it may have no manifest yet
+        written += _files(state / TOKENIZER)
+    written += (entry for entry in state.iterdir() if _OURS.fullmatch(entry.name) and not entry.is_dir())
+    for file in written:
+        file.unlink(missing_ok=True)
+    folders = [entry for entry in state.rglob("*") if entry.is_dir() and not entry.is_symlink()]
+    for folder in [*sorted(folders, reverse=True), state]:
+        if _is_empty(folder):
+            folder.rmdir()
+
+
+def _listed(state: Path) -> list[str]:
+    """Return the files that a manifest names, if they lie in its folder."""
+    try:
+        names = json.loads((state / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in names if ".." not in Path(name).parts and not Path(name).is_absolute()]
+
+
+def remove_states(folder: Path) -> None:
+    """Remove every state, and what is left of one that was being written; other things in the folder stay."""
+    for state in [*_matching(folder, _NAME), *_matching(folder, _PART)]:
+        remove_state(state)
+    if not folder.is_symlink() and _is_empty(folder):
+        folder.rmdir()
+
+
+def foreign_in(folder: Path, *, of_a_run: bool) -> Path | None:
+    """Return something in a folder of states that is not a state and stands in the way of one, None where nothing does.
+
+    Args:
+        of_a_run: Whether a run has written states here; then only what has the name of a state is in the way.
+    """
+    if not folder.is_dir():
+        return folder if os.path.lexists(folder) else None
+    for entry in sorted(folder.iterdir()):
+        named = bool(_NAME.fullmatch(entry.name) or _PART.fullmatch(entry.name))
+        if not (named or of_a_run) or (named and not (_is_state(entry) or _is_empty(entry))):
+            return entry
+    return None
+
+
+def _is_state(folder: Path) -> bool:
+    """Whether a folder is, or was to be, a state: its facts are there, or its manifest names them."""
+    if not folder.is_dir() or not (_NAME.fullmatch(folder.name) or _PART.fullmatch(folder.name)):
+        return False
+    weights = any(_OURS.fullmatch(entry.name) for entry in folder.iterdir())
+    return FACTS in _listed(folder) or (folder / FACTS).is_file() or (bool(_PART.fullmatch(folder.name)) and weights)
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -112,15 +228,31 @@ def fits(expected: dict[str, Tensor], found: dict[str, Tensor]) -> bool:
     return {key: value.shape for key, value in expected.items()} == {key: value.shape for key, value in found.items()}
 
 
+def not_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or an infinity, None where none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
+
+
 def _states(folder: Path) -> list[tuple[int, Path]]:
+    return [(int(entry.name.removeprefix("step-")), entry) for entry in _matching(folder, _NAME)]
+
+
+def _matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
     if not folder.is_dir():
         return []
-    named = [(_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir()]
-    return [(int(match[1]), entry) for match, entry in named if match]
+    return [entry for entry in folder.iterdir() if name.fullmatch(entry.name) and entry.is_dir()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file())
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -168,7 +168,8 @@ def _even(x: Tensor, width: int) -> tuple[Tensor, float]:
     The final norm of the model then scales all words alike. The longest twentieth of the rows is cut to length.
     """
     norm = x.norm(dim=1)
-    longest = float(norm.quantile(0.95))
+    # of a large vocabulary and few texts most rows are 0
+    longest = float(norm.quantile(0.95)) or float(norm.max()) or 1.0
     scale = (width - CONSTANT**2) ** 0.5
     x = x / norm.clamp_min(longest)[:, None] * scale
     slack = (scale**2 - x.square().sum(1)).clamp_min(0).sqrt()

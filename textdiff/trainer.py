@@ -3,32 +3,38 @@
 The loss of a step is the sum over everything the step saw, on all ranks and in all micro-batches, over the number of
 elements it explains: accumulation and world size change nothing. All noise is keyed by (seed, sample, step), the order of
 the samples by (seed, epoch): a run that was interrupted goes on bit for bit.
+
+A run saves before it measures, shows and exports, and on any error: whatever ends it, what was trained is on the disk, and
+the message says where and how to go on.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NoReturn, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
+from textdiff.config import as_yaml, settings_of
 from textdiff.ema import Ema
 from textdiff.keys import Key
-from textdiff.launch import Signals, check_launch
+from textdiff.launch import Interrupted, Signals, check_launch
 from textdiff.optim import optimizers
+from textdiff.options import PATH, Range, check_options
 from textdiff.report import Report, Words
-from textdiff.saving import fits, flatten, newest_state, read_state, unflatten, without_ties, write_state
+from textdiff.resuming import compare_fingerprints, compare_settings, compare_world, recorded
+from textdiff.run_folder import CURVE, LOG, RECIPE, RunFolder
+from textdiff.saving import newest_state, read_state, state_path, write_state
+from textdiff.training_state import check_finite, gather, restore
 from textdiff.udm import UDM
 
-
-class Interrupted(KeyboardInterrupt):
-    """Training was asked to stop, and saved."""
+GO_ON = "The same command with --resume goes on"
+LOWER = "lower trainer.lr"
+MOST_STEPS = 10**9
 
 
 @dataclass
@@ -63,42 +69,46 @@ class TrainerConfig:
         overwrite: Begin anew although `out` holds a run.
     """
 
-    out: str = "runs/model"
-    steps: int = 1000
-    minutes: float | None = None
-    batch: int = 16
-    accumulate: int = 1
+    out: Annotated[str, PATH] = "runs/model"
+    steps: Annotated[int, Range(least=1, most=MOST_STEPS)] = 1000
+    minutes: Annotated[float | None, Range(above=0, most=1e7)] = None
+    batch: Annotated[int, Range(least=1, most=10**6)] = 16
+    accumulate: Annotated[int, Range(least=1, most=10**6)] = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
-    lr: float = 1e-3
-    muon_lr: float = 0.02
-    embedding_lr: float = 1.0
-    weight_decay: float = 0.1
-    beta2: float = 0.98
-    warmup: float = 0.05
-    floor: float = 0.1
-    clip: float = 1.0
-    ema: float = 0.0
-    seed: int = 0
+    lr: Annotated[float, Range(above=0, most=1e3)] = 1e-3
+    muon_lr: Annotated[float, Range(above=0, most=1e3)] = 0.02
+    embedding_lr: Annotated[float, Range(least=0, most=1e3)] = 1.0
+    weight_decay: Annotated[float, Range(least=0, most=1e3)] = 0.1
+    beta2: Annotated[float, Range(least=0, below=1)] = 0.98
+    warmup: Annotated[float, Range(least=0, most=1)] = 0.05
+    floor: Annotated[float, Range(least=0, most=1)] = 0.1
+    clip: Annotated[float, Range(above=0, most=1e9)] = 1.0
+    ema: Annotated[float, Range(least=0, below=1)] = 0.0
+    seed: Annotated[int, Range(least=0, most=10**12)] = 0
     precision: Literal["no", "bf16"] = "no"
     compile: bool = False
-    log_every: int = 10
-    measure_every: int = 500
-    show_every: int = 500
-    save_every: int = 500
-    keep: int = 2
+    log_every: Annotated[int, Range(least=1, most=MOST_STEPS)] = 10
+    measure_every: Annotated[int, Range(least=0, most=MOST_STEPS)] = 500
+    show_every: Annotated[int, Range(least=0, most=MOST_STEPS)] = 500
+    save_every: Annotated[int, Range(least=0, most=MOST_STEPS)] = 500
+    keep: Annotated[int, Range(least=1, most=10**4)] = 2
     resume: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "keep", "lr", "clip", "log_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"trainer.{name} {getattr(self, name)} is not positive; give a number above 0")
-        if self.minutes is not None and self.minutes <= 0:
-            raise ValueError(f"trainer.minutes {self.minutes} is not positive; leave it out to count steps alone")
-        if self.embedding_lr < 0:
-            raise ValueError(f"trainer.embedding_lr {self.embedding_lr} is negative; 0 freezes embeddings and head")
+        check_options(self, "trainer")
         if self.batch % self.accumulate:
             raise ValueError(f"trainer.batch {self.batch} is no multiple of trainer.accumulate {self.accumulate}")
+        if self.resume and self.overwrite:
+            raise ValueError("trainer.resume goes on with a run, trainer.overwrite begins anew; give one of them")
+
+    def check_world(self, processes: int) -> None:
+        """Refuse a batch that does not divide over the processes and their micro-batches."""
+        if self.batch % (processes * self.accumulate):
+            raise ValueError(
+                f"trainer.batch {self.batch} does not divide over {processes} processes x {self.accumulate} micro-batches "
+                "(trainer.accumulate); give a multiple"
+            )
 
 
 class Feed(Protocol):
@@ -112,9 +122,18 @@ class Feed(Protocol):
 class Job:
     """What the trainer trains on and reports with; everything that knows text or images is in here.
 
-    collate: examples and their keys -> the batch x0 and the keys of its rows. measure: the validation bound and other
-    figures of a UDM. show: filled samples, one per line. export: write the checkpoint to a folder. words: what the report
-    calls all this.
+    Attributes:
+        feed: Where examples come from.
+        collate: Examples and their keys -> the batch x0 and the keys of its rows.
+        measure: The validation bound and other figures of a UDM.
+        show: Filled samples, one per line.
+        export: Writes the checkpoint to a folder; of figures that could not be measured the facts have none.
+        words: What the report calls all this.
+        recipe: The configuration of the whole run, a dataclass; a resumed run is compared with it, and it is written down.
+        kind: What `kind:` of its file is.
+        fingerprints: Of what must be the same on resume: windows, tokenizer, model.
+        attach: Writes what every state carries along, such as the tokenizer, to a folder.
+        files: Names of the files that `show` writes to the run's folder.
     """
 
     feed: Feed
@@ -123,6 +142,11 @@ class Job:
     show: Callable[[UDM], list[str]]
     export: Callable[[Path, dict[str, Any]], None]
     words: Words = field(default_factory=Words)
+    recipe: Any = None
+    kind: str = "text"
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    attach: Callable[[Path], None] | None = None
+    files: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -133,11 +157,13 @@ class Trainer:
 
         check_launch()
         self.config, self.job, self.out = config, job, Path(config.out)
+        self.folder = RunFolder(self.out)
+        self.folder.check(resume=config.resume, overwrite=config.overwrite)
         self.accelerator = Accelerator(mixed_precision=config.precision)
-        check_launch(self.accelerator.num_processes)
-        world = self.accelerator.num_processes
-        if config.batch % (world * config.accumulate):
-            raise ValueError(f"trainer.batch {config.batch} does not divide over {world} processes x accumulate")
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        check_launch(self.world)
+        config.check_world(self.world)
+        check_finite(udm, "before training", "train from another model")
         self.udm = udm
         if config.compile:
             body = udm.denoiser.model.base_model
@@ -151,28 +177,76 @@ class Trainer:
         self.ema = Ema(self.udm, config.ema) if config.ema else None
         self.step, self.elapsed, self.skipped = 0, 0.0, 0
         self.stop, self.agreed = False, False  # this process was asked to stop; some process was
+        self.signal, self.idle, self.at_once = 0, False, False  # see `launch.Stoppable`
+        self.whole = True  # whether the weights are those of `step`, not of an update that is under way
+        self.saved: tuple[int, Path] | None = None  # the newest state: its step, and where it is
         self.figures: dict[str, float] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every option of the run by its dotted name."""
+        own = {f"trainer.{name}": value for name, value in settings_of(self.config).items()}
+        return (settings_of(self.job.recipe) if self.job.recipe is not None else {}) | own
 
     # ------------------------------------------------------------------------------------------------------- the loop
 
     def run(self) -> dict[str, float]:
-        """Train to the end, measure, save the checkpoint. Interrupted after Ctrl-C or SIGTERM, with everything saved."""
-        if self.config.resume:
-            self._resume()
-        else:
-            self._begin()
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        self.report = Report(self.out, self.accelerator, self.config.log_every, self.step, self.job.words)
-        with Signals(self), self.report:
-            began = time.monotonic() - self.elapsed
-            for examples in self.job.feed(self.step, rank, world):
-                if self._progress() >= 1:
-                    break
-                self._turn(examples)
-                self.elapsed = self._shared_clock(time.monotonic() - began)
-                self._periodic()
-            self._finish()
+        """Train to the end, save, measure, export the checkpoint.
+
+        Raises:
+            Interrupted: After a signal, with everything saved.
+            ValueError: For what stands in the way of the run, before the first step.
+        """
+        with ExitStack() as stack:
+            self._on_main(lambda: stack.enter_context(self.folder.held()))
+            if self.config.resume:
+                self._resume()
+            self._on_main(self._begin)
+            self.report = Report(self.out, self.accelerator, self.config.log_every, self.step, self.job.words)
+            with Signals(self), self.report:
+                self._on_main(self.folder.record_board)
+                try:
+                    self._train()
+                    self._finish()
+                except BaseException as error:
+                    self._leave(error)
         return self.figures
+
+    def _train(self) -> None:
+        began = time.monotonic() - self.elapsed
+        feed = iter(self.job.feed(self.step, self.rank, self.world))
+        while self._progress() < 1:
+            with self._idle():  # a stream may keep the run waiting
+                examples = next(feed, None)
+            if examples is None:
+                raise ValueError(f"the data ended after {self.step} steps; give more data, or fewer trainer.steps")
+            self._turn(examples)
+            self.elapsed = self._shared_clock(time.monotonic() - began)
+            self._periodic()
+
+    @contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Where a signal may end the run right away. Not with several processes: the others would wait for this one."""
+        self.idle = self.world == 1
+        try:
+            yield
+        finally:
+            self.idle = False
+
+    def _on_main(self, action: Callable[[], object]) -> None:
+        """Let the main process do something that may be refused; then all of them stop."""
+        error: Exception | None = None
+        if self.accelerator.is_main_process:
+            try:
+                action()
+            except (ValueError, OSError) as caught:
+                error = caught
+        if self.world > 1:
+            failed = torch.tensor(float(error is not None), device=self.accelerator.device)
+            if float(self.accelerator.reduce(failed, "sum")) and error is None:
+                raise Interrupted("")
+        if error is not None:
+            raise error
 
     def _turn(self, examples: list[tuple[int, Any]]) -> None:
         """One step: forward and backward over the micro-batches, one update."""
@@ -192,7 +266,6 @@ class Trainer:
         total, count, stop = self.accelerator.reduce(sums, "sum").tolist()
         self.agreed = bool(stop)
         norm = self._update(count)
-        self.step += 1
         self.report.step(self.step, total / count, count, norm, rate, self._progress())
 
     def _backward(self, part: list[tuple[int, Any]]) -> Tensor:
@@ -216,6 +289,7 @@ class Trainer:
         torch._foreach_mul_([p.grad for p in self.udm.parameters() if p.grad is not None], scale)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip))
         if math.isfinite(norm):
+            self.whole = False
             for optimizer in self.optimizers:
                 optimizer.step()
             self.skipped = 0
@@ -225,8 +299,11 @@ class Trainer:
             self.skipped += 1
         for optimizer in self.optimizers:
             optimizer.zero_grad()
+        self.step, self.whole = self.step + 1, True
         if self.skipped >= 10:
-            raise ValueError(f"the gradient was not finite 10 times in a row, at step {self.step}; lower trainer.lr")
+            raise ValueError(
+                f"the gradient was not finite 10 times in a row, at step {self.step - 1}; lower trainer.lr"
+            )
         return norm
 
     # ------------------------------------------------------------------------------------------------- time and rates
@@ -257,89 +334,140 @@ class Trainer:
     def _periodic(self) -> None:
         config, end = self.config, self._progress() >= 1
         if self.agreed:
-            path = self._save()
-            self.report.close()
-            raise Interrupted(f"stopped at step {self.step}; saved {path}. The same command with --resume goes on")
+            raise Interrupted("", self.signal or 2)
+        if config.save_every and self.step % config.save_every == 0 and not end:
+            self._save()
         if config.measure_every and self.step % config.measure_every == 0 and not end:
             self._measure()
         if config.show_every and self.step % config.show_every == 0 and not end:
             self._show()
-        if config.save_every and self.step % config.save_every == 0 and not end:
-            self._save()
 
     def _finish(self) -> None:
-        self._measure()
-        self._show()
+        """Save; then measure, show and export. What fails to be measured or shown is exported all the same."""
         self._save()
-        with self._averaged():
-            self.accelerator.wait_for_everyone()
-            if self.accelerator.is_main_process:
-                facts = {"steps": self.step, "seconds": round(self.elapsed), **self.figures}
-                self.job.export(self.out, facts)
-                self.report.curve()
+        failure: Exception | None = None
+        for action in (self._measure, self._show):
+            try:
+                action()
+            except Exception as error:
+                failure = failure or error
+        self._export()
+        if failure is not None:
+            raise failure
 
     def _measure(self) -> None:
-        with self._averaged(), torch.no_grad():
+        with self._averaged(), torch.no_grad(), self._idle():
             self.figures = self.job.measure(self.udm)
         self.report.measured(self.step, self.figures)
 
     def _show(self) -> None:
-        with self._averaged(), torch.no_grad():
-            self.report.samples(self.step, self.job.show(self.udm))
+        with self._averaged(), torch.no_grad(), self._idle():
+            lines = self.job.show(self.udm)
+        self.report.samples(self.step, lines)
 
     def _averaged(self) -> Any:
         self.udm.eval()
         return self.ema.swapped() if self.ema else nullcontext()
 
-    def _save(self) -> Path:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        tensors = {"model": without_ties(self.accelerator.get_state_dict(self.model))}
-        facts: dict[str, Any] = {"step": self.step, "elapsed": self.elapsed, "seed": self.config.seed}
-        for number, optimizer in enumerate(self.optimizers):
-            state = get_optimizer_state_dict(self.udm, optimizer.optimizer, options=options)
-            if state:  # the first process alone gets all of it
-                tensors[f"optimizer{number}"], facts[f"optimizer{number}"] = flatten(state)
-        if self.ema:
-            tensors["ema"] = self.ema.state()
-        path = self.out / "states"
-        if self.accelerator.is_main_process:
-            path = write_state(path, self.step, tensors, facts, self.config.keep)
+    def _export(self) -> None:
         self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        figures = {name: value for name, value in self.figures.items() if math.isfinite(value)}
+        facts = {"steps": self.step, "seconds": round(self.elapsed), **figures}
+        with self._averaged():
+            check_finite(self.udm, f"at step {self.step}", LOWER)
+            with self.folder.exported() as part:
+                self.job.export(part, facts)
+        self.report.curve(self.out / CURVE)
+
+    def _save(self, together: bool = True) -> Path:
+        """Write a state. together: all processes are here, as they must be where each holds a part of the weights."""
+        weights = self.accelerator.get_state_dict(self.model)
+        tensors, facts = gather(weights, self.udm, self.optimizers, self.ema)
+        check_finite(self.udm, f"at step {self.step}", LOWER, tensors)
+        facts |= {
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "seed": self.config.seed,
+            "settings": recorded(self.settings),
+            "fingerprints": self.job.fingerprints,
+            "world": self.world,
+        }
+        path = state_path(self.folder.states, self.step)
+        if self.accelerator.is_main_process:
+            write_state(self.folder.states, self.step, tensors, facts, self.config.keep, self.job.attach)
+        if together:
+            self.accelerator.wait_for_everyone()
+        self.saved = (self.step, path)
         return path
 
+    # ------------------------------------------------------------------------------------------------ begin and leave
+
     def _begin(self) -> None:
-        """A new run in a place of its own. States of the run that is overwritten must not be taken for its own later."""
-        states = self.out / "states"
-        if not self.config.overwrite and ((self.out / "config.json").exists() or newest_state(states)[0] is not None):
-            raise ValueError(f"{self.out} already holds a run: --resume goes on with it, --overwrite begins anew")
-        self.accelerator.wait_for_everyone()  # all have looked
-        if self.accelerator.is_main_process:
-            shutil.rmtree(states, ignore_errors=True)
+        """Mark the folder, and write down what the run is."""
+        self.folder.check(resume=self.config.resume, overwrite=self.config.overwrite, held=True)
+        self.folder.begin(keep=self.config.resume)
+        for name in (LOG, CURVE, *self.job.files):
+            self.folder.claim(name)
+        if self.job.recipe is not None:
+            comment = "The recipe of this run: textdiff train --config FILE reads it."
+            self.folder.write(RECIPE, as_yaml(self.settings, self.job.kind, comment))
 
     def _resume(self) -> None:
-        state, damaged = newest_state(self.out / "states")
+        state, damaged = newest_state(self.folder.states)
         for path in damaged:
             self.accelerator.print(f"{path} is damaged and was passed over")
         if state is None:
             raise ValueError(f"{self.out} has no training state to resume; leave --resume out to begin")
         tensors, facts = read_state(state)
-        if facts["seed"] != self.config.seed:
-            raise ValueError(
-                f"{state} was trained with seed {facts['seed']}, not {self.config.seed}; give the same seed"
-            )
-        wanted = {
-            "model",
-            *(f"optimizer{number}" for number in range(len(self.optimizers))),
-            *(["ema"] if self.ema else []),
-        }
-        if set(tensors) != wanted or not fits(without_ties(self.udm.state_dict()), tensors["model"]):
-            raise ValueError(f"{state} holds another model or optimizer; give the options it was trained with")
-        self.udm.load_state_dict(tensors["model"], strict=False)  # of tied weights, one is there
-        options = StateDictOptions(full_state_dict=True)
-        for number, optimizer in enumerate(self.optimizers):
-            whole = unflatten(tensors[f"optimizer{number}"], facts[f"optimizer{number}"])
-            set_optimizer_state_dict(self.udm, optimizer.optimizer, whole, options=options)
-        if self.ema:
-            self.ema.load(tensors["ema"])
+        told = compare_settings(state, facts, self.settings)
+        compare_fingerprints(state, facts, self.job.fingerprints, self.settings)
+        for line in [*told, *compare_world(facts, self.world)]:
+            self.accelerator.print(line)
+        restore(state, tensors, facts, self.udm, self.optimizers, self.ema)
         self.step, self.elapsed = facts["step"], facts["elapsed"]
+        self.saved = (self.step, state)
         self.accelerator.print(f"resumed {state} at step {self.step}")
+
+    def _leave(self, error: BaseException) -> NoReturn:
+        """End a run that cannot go on: save what was trained, and say on the error where it is."""
+        self.idle = False
+        where = self._rescue(isinstance(error, Interrupted) and self.agreed)
+        if isinstance(error, KeyboardInterrupt):
+            code = self.signal or 2
+            message = f"stopped at step {self.step}; {where}" if self.accelerator.is_main_process else ""
+            raise Interrupted(message, code) from None
+        if _out_of_memory(error):
+            error = ValueError(f"out of memory ({str(error).splitlines()[0]}); raise trainer.accumulate")
+        error.add_note(f"Trained to step {self.step}; {where}.")
+        raise error
+
+    def _rescue(self, together: bool) -> str:
+        """Save a step that is not saved, unless the user cannot wait; return where the newest state is."""
+        if self.step and self.saved_step != self.step and self.whole and not self.at_once and self._holds_all(together):
+            try:
+                self._save(together)
+            except (OSError, ValueError, RuntimeError) as failure:
+                return f"this step could not be saved ({failure}); {self._newest()}"
+        return f"saved {self.saved[1]}. {GO_ON}" if self.saved and self.saved_step == self.step else self._newest()
+
+    @property
+    def saved_step(self) -> int:
+        return self.saved[0] if self.saved else 0
+
+    def _newest(self) -> str:
+        if self.saved is None:
+            return "nothing was saved"
+        return f"the newest state is {self.saved[1]}. {GO_ON} from there"
+
+    def _holds_all(self, together: bool) -> bool:
+        """Whether this process can save: all of them are here, or it is the first and has all weights itself."""
+        replicated = self.accelerator.distributed_type.value in ("NO", "MULTI_CPU", "MULTI_GPU")
+        return together or (replicated and self.accelerator.is_main_process)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

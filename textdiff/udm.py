@@ -1,15 +1,16 @@
 """The model that is trained: a process and a denoiser, L = E[-log q(x0 | F_t(x0, eps))] (kexue.fm archives 9262)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from textdiff.denoiser.base import Denoiser
 from textdiff.keys import Key
+from textdiff.options import Range, check_options
 from textdiff.process.base import Process
-from textdiff.validation import check_flag, check_integer, check_number
+from textdiff.validation import check_integer
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,12 @@ class Objective:
     """
 
     weighted: bool = False
-    blank: float = 0.0
-    power: float = 1.0
-    steps: int = 0
+    blank: Annotated[float, Range(least=0, most=1)] = 0.0
+    power: Annotated[float, Range(above=0, most=1e3)] = 1.0
+    steps: Annotated[int, Range(least=0, most=10**9)] = 0
 
     def __post_init__(self) -> None:
-        check_flag("weighted", self.weighted)
-        check_number("blank", self.blank, least=0, most=1)
-        check_number("power", self.power, above=0)
-        check_integer("steps", self.steps, least=0)
+        check_options(self, "objective")
 
     def times(self, key: Key) -> Tensor:
         """t (B,) float64."""

@@ -22,6 +22,7 @@ from textdiff.tokens import Specials, Tokens
 SCHEDULES: dict[str, Callable[[], schedule.Schedule]] = {"linear": schedule.Linear, "cosine": schedule.Cosine}
 NAMES = ("masking", "deletion", "replacement", "edit", "encoder")
 KEEP_LENGTHS = ("replacement", "encoder")  # they cannot fill [GAP], only [GAP:3]
+SAY_LENGTHS = ("deletion", "edit")  # a model of these learns to say how many tokens are missing
 CORRECT = ("replacement", "edit", "encoder")  # every word is in doubt: the denoiser answers everywhere, in parallel
 
 
@@ -160,8 +161,14 @@ def make_process(
 
 
 def keeps_lengths(name: str) -> bool:
-    """Whether only gaps whose length is given can be filled."""
-    return parts(name)[0][1] in KEEP_LENGTHS
+    """Whether only gaps of given length can be filled: the first process keeps lengths, or none teaches to say them."""
+    names = [process for _, process in parts(name)]
+    return names[0] in KEEP_LENGTHS or not {*names} & {*SAY_LENGTHS}
+
+
+def says_lengths(name: str, denoiser: str) -> bool:
+    """Whether a model needs tokens for lengths: its process teaches them, or its likelihood is that of filling a gap."""
+    return denoiser != "parallel" or bool({process for _, process in parts(name)} & {*SAY_LENGTHS})
 
 
 def parallel(settings: Settings, model: Any, ids: Specials) -> Denoiser:

@@ -46,7 +46,7 @@ class Feed:
             self._apart = reads_padding(self.denoiser.model, self.pad, self.denoiser.longest)
         return self._apart
 
-    def read(self, valid: Tensor, **inputs: Tensor) -> "head.Reading | ByLength":
+    def read(self, valid: Tensor, **inputs: Any) -> "head.Reading | ByLength":
         """Texts that are `valid` (B, L), ready to be asked for logits."""
         model = self.denoiser.model
         # what is learned is learned beside padding
@@ -54,7 +54,7 @@ class Feed:
             return head.Reading(model, valid.shape, **inputs)
         return ByLength(model, valid.sum(1), inputs)
 
-    def logits_at(self, where: Tensor, valid: Tensor, **inputs: Tensor) -> Tensor:
+    def logits_at(self, where: Tensor, valid: Tensor, **inputs: Any) -> Tensor:
         """Logits (S, V) at `where` (B, L) of texts that are `valid` (B, L), as `head.logits_at` gives them."""
         if not bool(where.any()):
             return head.logits_at(self.denoiser.model, where, **inputs)
@@ -64,7 +64,7 @@ class Feed:
 class ByLength:
     """Texts of `sizes` (B,), those of one length read together whenever they are asked."""
 
-    def __init__(self, model: Any, sizes: Tensor, inputs: dict[str, Tensor]) -> None:
+    def __init__(self, model: Any, sizes: Tensor, inputs: dict[str, Any]) -> None:
         self.model, self.sizes, self.inputs = model, sizes, inputs
 
     def logits(self, where: Tensor) -> Tensor:
@@ -76,14 +76,21 @@ class ByLength:
         yield self.logits(where)
 
 
-def by_length(model: Any, where: Tensor, sizes: Tensor, **inputs: Tensor) -> Tensor:
-    """Logits (S, V) at `where` (B, L), at least one place, of texts of `sizes` (B,); each input is (B, L) or (B, L, D)."""
+def by_length(model: Any, where: Tensor, sizes: Tensor, **inputs: Any) -> Tensor:
+    """Logits (S, V) at `where` (B, L), at least one place, of texts of `sizes` (B,).
+
+    inputs: those that are tensors (B, L, ...) are cut to the texts; others, such as use_cache, are handed on as they are.
+    """
     number = torch.zeros(where.shape, dtype=torch.int64, device=where.device)
     number[where] = torch.arange(int(where.sum()), device=where.device)
     asked, parts, order = where.any(1), [], []
     for size in sizes[asked].unique().tolist():
         rows = (asked & (sizes == size)).nonzero()[:, 0]
         at = where[rows, :size]
-        parts.append(head.logits_at(model, at, **{name: value[rows, :size] for name, value in inputs.items()}))
+        mine = {
+            name: value[rows, :size] if isinstance(value, Tensor) and value.shape[:2] == where.shape else value
+            for name, value in inputs.items()
+        }
+        parts.append(head.logits_at(model, at, **mine))
         order.append(number[rows, :size][at])
     return torch.cat(parts)[torch.cat(order).argsort()]

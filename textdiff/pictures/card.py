@@ -4,6 +4,7 @@ from typing import Any
 
 from textdiff.pictures.checkpoint import PictureConfig
 
+_MEASURED = "-log q {loss:.4f} per value up to a constant, mean squared error of x0 {squared_error:.4f}"
 _PICTURE = """
 # {name}
 
@@ -21,7 +22,7 @@ It is a stock model of diffusers: `{model}.from_pretrained("{name}")` of plain d
 | process | {process}{details} |
 | trained on | `{dataset}`, split `{split}`, {channels} x {height} x {width} |
 | steps, seconds | {steps}, {seconds} |
-| validation | -log q {loss:.4f} per value up to a constant, mean squared error of x0 {squared_error:.4f} |
+| validation | {measured} |
 
 Its images are like those it was trained on, and show nothing that ever was.
 """
@@ -47,6 +48,8 @@ def picture_card(name: str, config: PictureConfig, recipe: dict[str, Any], facts
         channels=config.channels,
         height=config.height,
         width=config.width,
-        **{key: facts[key] for key in ("steps", "seconds", "loss", "squared_error")},
+        steps=facts["steps"],
+        seconds=facts["seconds"],
+        measured=_MEASURED.format(**facts) if {"loss", "squared_error"} <= facts.keys() else "not measured",
     )
     return f"---\n{data.to_yaml()}\n---\n{body}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,17 +19,18 @@ from textdiff.checkpoint import (
     chosen,
     config_file,
     read_values,
-    same_types,
 )
 from textdiff.denoiser.image import Pixels
 from textdiff.images import Images
 from textdiff.keys import Key
 from textdiff.loading import from_diffusers
 from textdiff.manifest import verify_folder, write_folder
+from textdiff.options import Range, check_options
 from textdiff.posterior import Draw
 from textdiff.process import Blur, Pixelation, PixelMask, VarianceExploding, VariancePreserving
 from textdiff.process.gaussian import Affine
 from textdiff.rulebook import rule_of
+from textdiff.validation import check_integer, check_items, check_number, check_strings
 
 KIND = "image"
 SCHEDULES: dict[str, Callable[[], schedule.Schedule]] = {
@@ -58,24 +59,16 @@ class PictureDiffusion:
 
     process: Literal["vp", "ve", "blur", "pixelation", "pixel-mask"] = "vp"
     schedule: Literal["cosine", "betas", "linear"] = "cosine"
-    highest: float | None = None
-    noise: float = 0.0
+    highest: Annotated[float | None, Range(above=0, most=1e6)] = None
+    noise: Annotated[float, Range(least=0, most=1e3)] = 0.0
     predict: Literal["eps", "x0", "v"] = "eps"
     loss: Literal["l2", "l1"] = "l2"
     clip: bool = True
-    num_steps: int = 50
+    num_steps: Annotated[int, Range(least=1, most=10**6)] = 50
     rule: str = "posterior"
 
     def __post_init__(self) -> None:
-        same_types(self)
-        chosen(self.process, _BUILDERS, "process")
-        chosen(self.schedule, SCHEDULES, "schedule")
-        chosen(self.predict, {"eps": 0, "x0": 0, "v": 0}, "predict")
-        chosen(self.loss, {"l2": 0, "l1": 0}, "loss")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps {self.num_steps} is not positive; 1 draws everything at once")
-        if not 0 <= self.noise < float("inf"):
-            raise ValueError(f"noise {self.noise} is not a standard deviation from 0 on; 0 adds none")
+        check_options(self, "diffusion")
         if self.process in GAUSSIAN and self.noise:
             raise ValueError(f"noise {self.noise} is for cold processes, {self.process} is noise itself; leave it out")
         if self.process not in ("ve", "blur") and self.highest is not None:
@@ -136,14 +129,14 @@ class PictureConfig:
     def __post_init__(self) -> None:
         chosen(self.model, dict.fromkeys(MODELS), "model")
         for name in ("channels", "height", "width"):
-            if type(size := getattr(self, name)) is not int or size < 1:
-                raise ValueError(f"{name} {size!r} is not a whole number from 1 on")
-        for name in ("grey", "spread"):
-            values = getattr(self, name)
-            if len(values) != self.channels or not all(isinstance(value, int | float) for value in values):
-                raise ValueError(f"{name} {values!r} is not one number for each of the {self.channels} channels")
-        if not all(isinstance(name, str) for name in self.names):
-            raise ValueError(f"names {self.names!r} are not all texts")
+            check_integer(name, getattr(self, name), least=1)
+        for name in ("grey", "spread", "variance"):
+            values = check_items(name, getattr(self, name), example="[0.1]")
+            for place, value in enumerate(values):
+                check_number(f"{name}[{place}]", value)
+            if name != "variance" and len(values) != self.channels:
+                raise ValueError(f"{name} must have a number for each of the {self.channels} channels; got {values!r}")
+        check_strings("names", self.names)
 
     def build_denoiser(self, model: Any) -> Pixels:
         """The denoiser around a stock model. ValueError where the process and `predict` do not fit."""
@@ -177,7 +170,7 @@ class PictureConfig:
     def write(self, path: Path) -> None:
         """As a file."""
         values = {"format": FORMAT, "kind": KIND, **asdict(self)}
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 MODELS = ("UNet2DModel", "DiTTransformer2DModel")

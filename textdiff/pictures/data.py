@@ -4,16 +4,20 @@ What is stored are the whole numbers of the source, 0 to `top`; a batch is 2 val
 """
 
 import gzip
+import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from textdiff.data import open_split
 from textdiff.images import Images
+from textdiff.options import PATH, Range, check_options
+from textdiff.reading import open_split
+from textdiff.resuming import fingerprint
 
 IDX = {"train": "train", "test": "t10k"}  # the names of the splits in the files of MNIST and its kin
 DIGITS = "digits"
@@ -34,14 +38,17 @@ class PicturesConfig:
         mode: Convert to greys (L) or colours (RGB). Left out, all images must be one of the two.
     """
 
-    dataset: str = DIGITS
+    dataset: Annotated[str, PATH] = DIGITS
     config: str | None = None
     split: str = "train"
     validation_split: str = "test"
     image_column: str = "image"
     label_column: str | None = "label"
-    size: int | None = None
+    size: Annotated[int | None, Range(least=1, most=10**4)] = None
     mode: Literal["L", "RGB"] | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self, "data")
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,11 @@ class Pictures:
         index = rows if isinstance(rows, slice) else torch.as_tensor(list(rows))
         return Images(2 * self.values[index].float() / self.top - 1, self.label[index])
 
+    @property
+    def fingerprint(self) -> str:
+        """How many there are, and a hash of them and their labels."""
+        return f"{len(self):,} images, {fingerprint([self.values.numpy().tobytes(), self.label.numpy().tobytes()])}"
+
     def greys(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation over images of each channel's mean grey in [-1, 1]."""
         count = self.values[0, 0].numel()
@@ -75,7 +87,7 @@ def load_pictures(config: PicturesConfig, split: str) -> Pictures:
     """The images of one split. ValueError of one line for whatever is not a set of images of one size."""
     if config.dataset == DIGITS:
         found = _digits(split)
-    elif Path(config.dataset).is_dir() and list(Path(config.dataset).glob("*-images-idx3-ubyte*")):
+    elif _is_idx(config.dataset):
         found = _idx(Path(config.dataset), split)
     else:
         found = _hugging_face(config, split)
@@ -92,6 +104,24 @@ def load_pictures(config: PicturesConfig, split: str) -> Pictures:
             f"{len(found.names)} classes; filter it out, or set data.label_column None"
         )
     return found
+
+
+def check_pictures(config: PicturesConfig, split: str) -> None:
+    """Refuse a split or a column that there is not, without reading images.
+
+    Raises:
+        ValueError: Naming those there are.
+    """
+    if config.dataset == DIGITS:
+        _one_of(split, ("train", "test"), DIGITS)
+    elif _is_idx(config.dataset):
+        _one_of(split, tuple(IDX), config.dataset)
+    else:
+        _rows(config, split)
+
+
+def _is_idx(dataset: str) -> bool:
+    return Path(dataset).is_dir() and any(Path(dataset).glob("*-images-idx3-ubyte*"))
 
 
 def _digits(split: str) -> Pictures:
@@ -136,13 +166,15 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
         raise ValueError(f"{folder} has no file {name} or {name}.gz; copy the data set again")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is cut short or damaged ({error}); copy it again") from error
     if content[:4] != bytes((0, 0, 8, dimensions)):
         raise ValueError(f"{path} is no IDX file of bytes in {dimensions} dimensions; it begins with {content[:4]!r}")
+    if len(content) < 4 + 4 * dimensions:
+        raise ValueError(f"{path} is cut short; copy it again")
     sizes = np.frombuffer(content[4 : 4 + 4 * dimensions], ">i4").tolist()
     values = np.frombuffer(content[4 + 4 * dimensions :], np.uint8)
-    if len(sizes) != dimensions or len(values) != int(np.prod(sizes)):
+    if min(sizes) < 0 or len(values) != math.prod(sizes):
         raise ValueError(f"{path} says it holds {sizes}, but has {len(values)} values; copy it again")
     return torch.from_numpy(values.reshape(sizes).copy())
 
@@ -150,14 +182,19 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- Hugging Face
 
 
-def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
+def _rows(config: PicturesConfig, split: str) -> Any:
     rows = open_split(config.dataset, split, config.config, False)
     for option in ("image_column", "label_column"):
         column = getattr(config, option)
         if column is not None and column not in rows.column_names:
             columns = ", ".join(rows.column_names)
             raise ValueError(f"no column {column!r} in {config.dataset}: set data.{option} to one of {columns}")
-    values = [_values(row, number, config) for number, row in enumerate(rows[config.image_column])]
+    return rows
+
+
+def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
+    rows = _rows(config, split)
+    values = _images(rows, config)
     first = next(iter(values), torch.zeros(1, 1, 1, dtype=torch.uint8))
     for number, image in enumerate(values):
         if image.shape != first.shape:
@@ -169,6 +206,20 @@ def _hugging_face(config: PicturesConfig, split: str) -> Pictures:
             )
     label, names = _labels(rows, config)
     return Pictures(torch.stack(values) if values else torch.zeros(0, 1, 1, 1, dtype=torch.uint8), label, names)
+
+
+def _images(rows: Any, config: PicturesConfig) -> list[Tensor]:
+    images, values = iter(rows[config.image_column]), []
+    for number in range(len(rows)):
+        try:
+            image = next(images)
+        except (OSError, ValueError) as error:  # Pillow cannot read it
+            reason = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"image {number} of {config.dataset} cannot be read ({reason}); remove or mend it"
+            ) from error
+        values.append(_values(image, number, config))
+    return values
 
 
 def _values(image: Any, number: int, config: PicturesConfig) -> Tensor:

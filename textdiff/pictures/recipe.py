@@ -4,26 +4,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 
+from textdiff.config import settings_of
 from textdiff.data import Batches
 from textdiff.denoiser import optimal_variance
 from textdiff.images import Images
 from textdiff.keys import Key
+from textdiff.launch import check_launch, world_size
 from textdiff.loading import from_diffusers
+from textdiff.options import PATH, Range, check_options
 from textdiff.pictures.card import picture_card
 from textdiff.pictures.checkpoint import MODELS, PictureCheckpoint, PictureConfig, PictureDiffusion, diffusers
-from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
+from textdiff.pictures.data import Pictures, PicturesConfig, check_pictures, load_pictures
 from textdiff.pictures.samples import draw_grid, in_turn, paint
 from textdiff.posterior import Decode
 from textdiff.report import Words
+from textdiff.resuming import compare_settings, fingerprint_of_model
 from textdiff.rulebook import rule_of
+from textdiff.run_folder import RunFolder
+from textdiff.saving import newest_state, read_facts
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
 from textdiff.udm import UDM, Objective
 
-WORDS = Words("values", "-log q per value, up to a constant", "loss", "validation", span=0.5)
+WORDS = Words("values", "-log q per value, up to a constant", "loss", "validation")
+SAMPLES = "samples.png"
 LOOKS = 4  # times at which each held-out image is looked at
 
 
@@ -41,11 +48,16 @@ class PictureModelConfig:
     """
 
     family: Literal["unet", "dit"] = "unet"
-    path: str | None = None
-    channels: tuple[int, ...] = (32, 64)
-    layers: int = 1
+    path: Annotated[str | None, PATH] = None
+    channels: Annotated[tuple[int, ...], Range(least=1, most=10**5)] = (32, 64)
+    layers: Annotated[int, Range(least=1, most=1000)] = 1
     attention: bool = True
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+
+    def __post_init__(self) -> None:
+        check_options(self, "model")
+        if not self.channels:
+            raise ValueError("model.channels must have at least one entry, the width of the first level; such as 32 64")
 
 
 class Split(NamedTuple):
@@ -72,13 +84,12 @@ class PictureRecipe:
     diffusion: PictureDiffusion = field(default_factory=PictureDiffusion)
     objective: Objective = field(default_factory=Objective)
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(weight_decay=0.01, ema=0.999))
-    variance: int = 0
+    variance: Annotated[int, Range(least=0, most=10_000)] = 0
 
     def __post_init__(self) -> None:
+        check_options(self)
         if self.trainer.compile:
             raise ValueError("trainer.compile is for models of transformers; leave it out for images")
-        if self.variance < 0:
-            raise ValueError(f"variance {self.variance} is negative; 0 samples the mean")
 
     def build(self) -> Trainer:
         """Everything built and ready to run."""
@@ -88,7 +99,18 @@ class PictureRecipe:
         return Trainer(udm, self.make_job(model, data), self.trainer)
 
     def prepare(self) -> Split:
-        """The images of both splits. ValueError where they are not of one kind."""
+        """The images of both splits. ValueError where they are not of one kind, and for what stands in the run's way."""
+        check_launch()
+        self.trainer.check_world(world_size())
+        diffusers()
+        folder = RunFolder(self.trainer.out)
+        folder.check(resume=self.trainer.resume, overwrite=self.trainer.overwrite)
+        if self.trainer.resume and (state := newest_state(folder.states, weights=False)[0]) is not None:
+            compare_settings(state, read_facts(state), settings_of(self))
+        if self.model.path is not None:
+            _check_model(self.model.path)
+        for split in (self.data.split, self.data.validation_split):
+            check_pictures(self.data, split)
         train, held = (load_pictures(self.data, split) for split in (self.data.split, self.data.validation_split))
         if train.values.shape[1:] != held.values.shape[1:]:
             shapes = [tuple(part.values.shape[1:]) for part in (train, held)]
@@ -147,7 +169,7 @@ class PictureRecipe:
 
         def show(udm: UDM) -> list[str]:
             classes, steps = len(config.names), self.diffusion.num_steps
-            labels, path = in_turn(5 * classes or 10, classes), Path(self.trainer.out) / "samples.png"
+            labels, path = in_turn(5 * classes or 10, classes), Path(self.trainer.out) / SAMPLES
             device = next(udm.parameters()).device
             painted = paint(
                 config, udm.denoiser, labels.to(device), steps=steps, rule=rule_of(self.diffusion.rule), seed=0
@@ -162,10 +184,14 @@ class PictureRecipe:
                 batches = [(known.to(device), Key.of(self.trainer.seed, len(known)).to(device))]
                 plain = config.build_denoiser(model).to(device)
                 config.variance = optimal_variance(plain, batches, self.variance).tolist()
-            card = picture_card(str(path), config, asdict(self), facts)
+            card = picture_card(self.trainer.out, config, asdict(self), facts)
             PictureCheckpoint(model, config, card).save(path)
 
-        return Job(self.feed(data.train), collate, partial(measure, held), show, export, WORDS)
+        fingerprints = {"images": data.train.fingerprint, "model": fingerprint_of_model(model)}
+        return Job(
+            self.feed(data.train), collate, partial(measure, held), show, export, WORDS,
+            recipe=self, kind="image", fingerprints=fingerprints, files=(SAMPLES,),
+        )  # fmt: skip
 
     def feed(self, train: Pictures) -> Feed:
         """The numbers of images, every one once per epoch."""
@@ -242,14 +268,22 @@ def _dit(config: PictureModelConfig, train: Pictures) -> Any:
     )
 
 
-def _open_model(path: str) -> Any:
-    library = diffusers()
+def _check_model(path: str) -> str:
+    """The class of a model to go on from. ValueError where it is not one of ours."""
     try:
-        name = library.UNet2DModel.load_config(path)["_class_name"]
-        if name not in MODELS:
-            raise ValueError(f"it is a {name}, not one of {', '.join(MODELS)}")
-        return from_diffusers(getattr(library, name), path)
+        name = str(diffusers().UNet2DModel.load_config(path)["_class_name"])
     except Exception as error:  # diffusers raises all sorts
+        raise ValueError(f"{path} is no model of pixels to go on from ({_first_line(error)})") from error
+    if name not in MODELS:
+        raise ValueError(f"{path} is no model of pixels to go on from (a {name}, not one of {', '.join(MODELS)})")
+    return name
+
+
+def _open_model(path: str) -> Any:
+    name = _check_model(path)
+    try:
+        return from_diffusers(getattr(diffusers(), name), path)
+    except Exception as error:
         raise ValueError(f"{path} is no model of pixels to go on from ({_first_line(error)})") from error
 
 

@@ -22,6 +22,7 @@ BATCH = 256  # images drawn at a time
 ENLARGED = 6
 COLUMNS = 10
 GAP = 4  # pixels of the enlarged picture between images
+MARK = "Software", "textdiff"  # in the pictures that are written, so that no other is written over
 GROUND = (58, 90, 138)  # the colour between them, which no grey image has
 
 
@@ -116,8 +117,32 @@ def _ground(height: int, width: int) -> Tensor:
 def _save(picture: Tensor, path: Path) -> None:
     """Write a PNG of (3, H, W), whole or not at all."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(part, format="png")
-    os.replace(part, path)
+    part, mark = path.with_name(f".{os.getpid()}.{path.name}"), PngInfo()
+    mark.add_text(*MARK)
+    try:
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(part, format="png", pnginfo=mark)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse to write a picture over a file that this library did not write.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    from PIL import Image
+
+    if not os.path.lexists(path):
+        return
+    try:
+        with Image.open(path) as picture:
+            ours = picture.info.get(MARK[0]) == MARK[1]
+    except (OSError, ValueError):  # not a picture
+        ours = False
+    if not ours:
+        raise ValueError(f"{path} was not written by textdiff and would be replaced; move it, or give another --out")

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from textdiff.evaluation import finite
 from textdiff.pictures.checkpoint import GAUSSIAN, PictureCheckpoint, PictureConfig, load_checkpoint
 from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
 from textdiff.pictures.samples import in_turn, paint, turns
 from textdiff.rulebook import rule_of
+from textdiff.validation import check_integer
 
 MOST = 10_000  # training images that the judge learns from
 COMPONENTS = 32
@@ -100,7 +102,7 @@ def score(
 
     progress: makes a bar of so many steps, with `update()` and `close()`. ValueError for a model of other images.
     """
-    if count <= COMPONENTS:
+    if check_integer("samples", count, least=1) <= COMPONENTS:
         raise ValueError(f"samples {count} are too few to compare with real images; give more than {COMPONENTS}")
     train, test = load_pictures(data, data.split), load_pictures(data, data.validation_split)
     judge = learn(train, test)
@@ -121,7 +123,7 @@ def score(
             ]
     finally:
         bar.close()
-    return rows
+    return [finite(row) for row in rows]
 
 
 def _fits(model: str, config: PictureConfig, train: Pictures) -> None:
@@ -160,6 +162,9 @@ def _drawn(
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     forms = {"recognised": "{:.1%}", "frechet": "{:.2f}", "nearest": "{:.3f}", "seconds": "{:.0f}"}
-    lines = [[forms.get(name, "{}").format(row[name]) if name in row else "" for name in COLUMNS] for row in rows]
+    lines = [
+        [forms.get(name, "{}").format(row[name]) if row.get(name) is not None else "" for name in COLUMNS]
+        for row in rows
+    ]
     head = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [*head, *lines])

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textdiff.options import checked_path
 from textdiff.pictures.checkpoint import PictureConfig, load_checkpoint
-from textdiff.pictures.samples import draw_grid, draw_strip, in_turn, paint, states, turns
+from textdiff.pictures.samples import check_picture, draw_grid, draw_strip, in_turn, paint, states, turns
 from textdiff.rulebook import rule_of
+from textdiff.run_folder import check_writable
 
 STRIP = 4  # images that the strip shows
 
@@ -34,6 +36,11 @@ def show(
     if of_texts:
         name = min(of_texts)
         raise ValueError(f"{name} {of_texts[name]!r} is for texts, {model} is a model of images; leave it out")
+    folder = Path(checked_path("out", out))
+    check_writable(folder, "out")
+    grid, strip = folder / "grid.png", folder / "strip.png"
+    for path in (grid, strip):
+        check_picture(path)
     checkpoint = load_checkpoint(model)
     config = checkpoint.config
     labels = labels_of(config, label, num_return_sequences)
@@ -45,7 +52,6 @@ def show(
         images = paint(config, denoiser, labels, steps=steps, rule=chosen, seed=seed, tick=bar.update)
     finally:
         bar.close()
-    grid, strip = Path(out) / "grid.png", Path(out) / "strip.png"
     draw_grid(images, grid)
     draw_strip(states(config, denoiser, labels[:STRIP], steps=steps, rule=chosen, seed=seed), strip)
     return {"grid": str(grid), "strip": str(strip), "shows": f"{len(labels)} images, {steps} steps, rule {name}"}

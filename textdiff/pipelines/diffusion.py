@@ -11,7 +11,7 @@ from textdiff.checkpoint import DiffusionConfig
 from textdiff.continuation import Size, Written, cut, settled, until, write
 from textdiff.pipelines.base import TextPipeline
 from textdiff.pipelines.chat import checked_chat, is_chat, render
-from textdiff.pipelines.options import SAMPLING, check_options, check_stops
+from textdiff.pipelines.options import SAMPLING, check_stops, given_options
 from textdiff.sequences import draw_different
 from textdiff.tokenizer import check_rows, encode, panics_are_errors
 from textdiff.validation import check_text
@@ -51,7 +51,7 @@ class TextDiffusionPipeline(TextPipeline):
         return len(prepared["ids"])
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        given = check_options(options, _OPTIONS)
+        given = given_options(options, _OPTIONS)
         before = {"on_error": given.pop("on_error")} if "on_error" in given else {}
         after = {name: given[name] for name in ("stop_strings", "return_full_text") if name in given}
         given.pop("return_full_text", None)

@@ -7,7 +7,7 @@ from textdiff.drafts import Span, find, refine
 from textdiff.filling import Infill, Page, infill, prepare
 from textdiff.gaps import Gap, Parts, parse
 from textdiff.pipelines.base import TextPipeline, fill
-from textdiff.pipelines.options import SAMPLING, check_options
+from textdiff.pipelines.options import SAMPLING, given_options
 from textdiff.posterior import Decode
 from textdiff.sequences import draw_different
 from textdiff.validation import check_items, check_number, check_strings, check_text
@@ -65,7 +65,7 @@ class TextInfillingPipeline(TextPipeline):
         return self.opened.rank(text, fillings, **options)
 
     def _sanitize_parameters(self, **options: Any) -> tuple[dict, dict, dict]:
-        given = check_options(options, _OPTIONS)
+        given = given_options(options, _OPTIONS)
         before = {name: given.pop(name) for name in ("banned", "must", "on_error") if name in given}
         return before, given, {}
 
@@ -144,7 +144,7 @@ class TextInfillingPipeline(TextPipeline):
         Raises:
             ValueError: For a t outside (0, 1], a phrase that is not in the draft, and an option that has no effect here.
         """
-        given = check_options(options, _REFINING)
+        given = given_options(options, _REFINING)
         returns, samples = given.pop("on_error", "raise") == "return", given.get("num_return_sequences", 1)
         check_number("t", t, above=0, most=1)
         drafts = (

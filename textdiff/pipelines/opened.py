@@ -17,7 +17,7 @@ from textdiff.gaps import Parts, parse
 from textdiff.hub import push, save
 from textdiff.loading import need_finite
 from textdiff.manifest import verify_folder, write_folder
-from textdiff.pipelines.options import DRAWING, check_options, check_rule
+from textdiff.pipelines.options import DRAWING, check_rule, given_options
 from textdiff.posterior import Decode
 from textdiff.scoring import rank, score, scorer
 from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route, unwrapped
@@ -62,7 +62,7 @@ class Opened:
 
     def score(self, texts: str | Sequence[str], **options: Any) -> Any:
         """See `scoring.score`. A list of texts gives a list."""
-        given = check_options(options, ("draws", "window", "seed"))
+        given = given_options(options, ("draws", "window", "seed"))
         found = score([texts] if isinstance(texts, str) else texts, **self.scorer, **given)
         results = [asdict(result) for result in found]
         return results[0] if isinstance(texts, str) else results
@@ -70,7 +70,7 @@ class Opened:
     def rank(self, text: str | Parts, fillings: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
         """See `scoring.rank`; the model's own mask token is a gap of one token, as in infilling."""
         parts = parse(text, self.route.tokenizer.mask_token) if isinstance(text, str) else text
-        given = check_options(options, ("draws", "seed"))
+        given = given_options(options, ("draws", "seed"))
         found = rank(parts, fillings, **self.scorer, **given)
         return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
 

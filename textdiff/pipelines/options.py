@@ -71,7 +71,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_options(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+def given_options(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return the options that are given, each checked; None stands for an option that is not given.
 
     Args:

@@ -1,0 +1,281 @@
+"""Data sets as they lie on a disk or on the hub: opened by `datasets`, and told in one line where they cannot be read.
+
+What is wrong with a file is told with the file, the line or row, and the column. Rows are looked at before training; those
+of a stream when they come.
+"""
+
+import glob
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from textdiff.options import checked_path
+from textdiff.run_folder import check_writable
+from textdiff.validation import shown
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+Texts: TypeAlias = "Dataset | IterableDataset"
+
+FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_END = object()
+
+
+class MissingSplit(ValueError):
+    """A split that a data set does not have."""
+
+
+class UnreadableRow(ValueError):
+    """A row that holds no text; its message names the row."""
+
+
+def open_split(dataset: str, split: str, config: str | None, streaming: bool) -> "Texts":
+    """Return one split, or a part such as "train[:100]", of a data set.
+
+    Raises:
+        MissingSplit: For a split that it does not have.
+        ValueError: In one line, for a data set that cannot be read.
+    """
+    from datasets import config as places
+    from datasets import load_dataset
+
+    if not streaming:
+        check_writable(Path(places.HF_DATASETS_CACHE), "the cache of data sets (HF_HOME)")
+    arguments = _source(dataset, config)
+    with readable(dataset):
+        splits = load_dataset(**arguments, streaming=streaming)
+    if (name := re.split(r"[\[+]", split)[0]) not in splits:
+        raise MissingSplit(f"no split {name!r} in {dataset}: it has {', '.join(splits)}")
+    if split == name:
+        return splits[split]
+    with readable(dataset):
+        return load_dataset(**arguments, split=split, streaming=streaming)
+
+
+# ------------------------------------------------------------------------------------------------------------- the place
+
+
+def _source(dataset: str, config: str | None) -> dict[str, Any]:
+    """Return the arguments by which `load_dataset` finds the data set."""
+    path = Path(checked_path("dataset", dataset))
+    if "::" in str(path):
+        raise ValueError(f"{dataset}: a name with '::' cannot be read; rename it")
+    if path.is_file():
+        if path.suffix.lower() not in FORMATS:
+            raise ValueError(f"{dataset} is a file of an unknown kind; give one of {', '.join(FORMATS)}")
+        return _files(path, [glob.escape(str(path))])
+    if path.is_dir():
+        return _folder(path, dataset, config)
+    if path.suffix.lower() in FORMATS:
+        if not any(file.is_file() for file in _matches(path)):
+            raise ValueError(f"no file {dataset}: give a file, a pattern, a folder or the name of a hub data set")
+        return _files(path, [str(path)])
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) or dataset.startswith(".") or _inside_a_folder(path):
+        raise ValueError(f"no folder {dataset}: give a file, a pattern, a folder or the name of a hub data set")
+    return {"path": dataset, "name": config}
+
+
+def _files(path: Path, patterns: Sequence[str]) -> dict[str, Any]:
+    kind = FORMATS[path.suffix.lower()]
+    return {"path": kind, "data_files": list(patterns)} | ({"sample_by": "document"} if kind == "text" else {})
+
+
+def _matches(path: Path) -> Iterator[Path]:
+    return Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+
+
+def _folder(path: Path, dataset: str, config: str | None) -> dict[str, Any]:
+    from datasets import load_dataset_builder
+
+    if glob.has_magic(str(path)):
+        return _folder_with_brackets(path, dataset)
+    with readable(dataset):
+        builder = load_dataset_builder(str(path), config)
+    whole = {"sample_by": "document"} if "sample_by" in vars(builder.config) else {}  # a folder of .txt files
+    return {"path": str(path), "name": config, **whole}
+
+
+def _folder_with_brackets(path: Path, dataset: str) -> dict[str, Any]:
+    """`datasets` reads brackets in the name of a folder as a pattern: its files are given one by one."""
+    from datasets.data_files import get_data_patterns
+
+    base = glob.escape(str(path.resolve()))
+    with readable(dataset):
+        patterns = get_data_patterns(base)
+    names = {split: [f"{base}/{pattern}" for pattern in found] for split, found in patterns.items()}
+    first = next((file for found in names.values() for one in found for file in glob.glob(one, recursive=True)), "")
+    if Path(first).suffix.lower() not in FORMATS:
+        raise ValueError(f"{dataset} cannot be read because of the brackets in its name; rename it")
+    return _files(Path(first), []) | {"data_files": names}
+
+
+def _inside_a_folder(path: Path) -> bool:
+    """data/typo is a mistyped path where ./data exists, and not a hub name to look up."""
+    return len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+
+
+# ---------------------------------------------------------------------------------------------------------------- errors
+
+
+@contextmanager
+def readable(dataset: str) -> Iterator[None]:
+    """Tell whatever goes wrong while a data set is read as one ValueError, with the file and the line where it can."""
+    log = logging.getLogger("datasets")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # it writes what it raises as well
+    try:
+        yield
+    except UnreadableRow:
+        raise
+    except Exception as error:  # datasets, pyarrow and pandas raise all sorts
+        raise ValueError(_told(dataset, error)) from error
+    finally:
+        log.setLevel(level)
+
+
+def each(rows: Iterable[Any], dataset: str) -> Iterator[Any]:
+    """Yield the rows of a data set; what cannot be read is told as `readable` does."""
+    iterator = iter(rows)
+    while True:
+        with readable(dataset):
+            row = next(iterator, _END)
+        if row is _END:
+            return
+        yield row
+
+
+def _told(dataset: str, error: Exception) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
+    if isinstance(cause, OSError) and (about_cache := _told_of_cache(cause)):
+        return about_cache
+    path = Path(os.path.expanduser(dataset))
+    files = [path] if path.is_file() else _files_in(path)
+    if not files and not path.exists():
+        return f"cannot load {dataset!r}: no such file or folder here, and from the hub: {reason}"
+    if not files:
+        return f"{dataset} has no data files; give one with {', '.join(FORMATS)}"
+    return next((told for file in files if (told := _fault(file))), f"{dataset} cannot be read: {reason}")
+
+
+def _told_of_cache(error: OSError) -> str | None:
+    from datasets import config
+
+    places = (str(config.HF_DATASETS_CACHE), str(config.HF_MODULES_CACHE), str(config.HF_CACHE_HOME))
+    inside = str(error.filename or "").startswith(places)
+    if not inside and error.errno != 28:  # no space left on the device
+        return None
+    return f"the cache of data sets {places[0]} cannot be written ({error.strerror}); set HF_HOME to a folder with room"
+
+
+def _files_in(path: Path) -> list[Path]:
+    """Return the data files of a folder or of a pattern."""
+    found = path.rglob("*") if path.is_dir() else _matches(path) if glob.has_magic(str(path)) else iter(())
+    return sorted(file for file in found if file.suffix.lower() in FORMATS and file.is_file())
+
+
+def _fault(file: Path) -> str | None:
+    """Return what is wrong with a file and where, None where nothing is seen."""
+    if file.stat().st_size == 0:
+        return f"{file} is empty"
+    kind = FORMATS[file.suffix.lower()]
+    if kind == "parquet":
+        return None
+    if file.suffix.lower() == ".json" and not _begins_with_a_row(file):
+        return _fault_of_document(file)
+    with file.open("rb") as lines:
+        for place, line in enumerate(lines, 1):
+            try:
+                text = line.decode("utf-8-sig" if place == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                return f"{file}, line {place}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+            if kind == "json" and (reason := _not_json(text)):
+                return f"{file}, line {place}: not JSON ({reason}); mend or remove the line"
+    return None
+
+
+def _begins_with_a_row(file: Path) -> bool:
+    """Whether the first line is whole, so that the file has a line for each row."""
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        return _not_json(lines.readline()) is None
+
+
+def _not_json(text: str) -> str | None:
+    try:
+        json.dumps(json.loads(text) if text.strip() else None, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        return f"{error.msg} at character {error.pos}"
+    except UnicodeEncodeError:
+        return "half of a surrogate pair"
+    except RecursionError:
+        return "nested too deeply"
+    return None
+
+
+def _fault_of_document(file: Path) -> str | None:
+    try:
+        json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        return f"{file}, line {error.lineno}: not JSON ({error.msg}); mend it"
+    except (UnicodeDecodeError, RecursionError):
+        return None
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------------ rows
+
+
+def check_column(texts: "Dataset", column: str, where: str) -> None:
+    """Refuse a column with a row that holds no text.
+
+    Raises:
+        ValueError: Naming the first such row.
+    """
+    feature = texts.features[column]
+    if getattr(feature, "dtype", "") in ("string", "large_string", "string_view") and not _nulls(texts, column):
+        return
+    for place, value in enumerate(texts[column]):
+        checked_text(value, place, column, where)
+
+
+def _nulls(texts: "Dataset", column: str) -> int:
+    return int(texts.data.column(column).null_count)
+
+
+def checked_text(value: Any, place: int, column: str, where: str) -> str:
+    """Return the text of a row.
+
+    Args:
+        place: The row's place, from 0; errors count from 1, as lines are counted.
+
+    Raises:
+        ValueError: For anything but a text, with the remedy for its kind.
+    """
+    if isinstance(value, str):
+        return value
+    kind, remedy = _kind(value)
+    raise UnreadableRow(
+        f"row {place + 1} (the first is 1) of column {column!r} in {where} holds {kind}, not a text: {shown(value)}; "
+        + remedy
+    )
+
+
+def _kind(value: Any) -> tuple[str, str]:
+    other = "name a column of texts by data.text_column (--text-column)"
+    if value is None:
+        return "nothing", "filter such rows out of the data set"
+    if isinstance(value, list | tuple):
+        if value and all(isinstance(item, dict) and "content" in item for item in value):
+            return "a chat", "write each chat as one text first, as the tokenizer's apply_chat_template does"
+        return "a list", "join its parts into one text first, or " + other
+    if isinstance(value, bytes):
+        return "bytes", "decode them first, or " + other
+    return {bool: "a flag", int: "a number", float: "a number", dict: "a mapping"}.get(type(value), "no text"), other
