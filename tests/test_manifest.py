@@ -115,14 +115,6 @@ def test_a_users_file_is_not_replaced(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_aside_keeps_what_it_replaces(tmp_path: Path) -> None:
-    for content in ("first", "second"):
-        (tmp_path / "config.json").write_text(content)
-        tiny_checkpoint("autoregressive").save(tmp_path, aside=True)
-    assert (tmp_path / "config.json.bak").read_text() == "first"
-    assert (tmp_path / "config.json.bak.1").read_text() == "second" and load(tmp_path)
-
-
 def test_an_export_may_be_replaced(copy: Path) -> None:
     """By another one, also where an earlier version, which wrote no manifest, made it."""
     tiny_checkpoint("parallel").save(copy)

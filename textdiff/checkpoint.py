@@ -218,7 +218,7 @@ class Checkpoint:
             "specials": ids,
         }
 
-    def save(self, path: str | Path, *, aside: bool = False) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the checkpoint (`manifest.write_folder`); other files of the folder stay."""
 
         def write(part: Path) -> None:
@@ -226,7 +226,7 @@ class Checkpoint:
             self.config.write(part / CONFIG_NAME)
             (part / CARD).write_text(self.card, encoding="utf-8")
 
-        write_folder(path, write, aside=aside)
+        write_folder(path, write)
 
 
 def _embeddings(model: Any) -> Any:

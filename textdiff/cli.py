@@ -143,7 +143,7 @@ def _generate_images(command: Generate) -> None:
             raise ValueError(f"--{name}: {command.model} is a model of images; leave it out")
     if command.watch or command.max_new_tokens is not None:
         raise ValueError(f"--watch and --max-new-tokens are of texts, and {command.model} is of images; leave them out")
-    options, out = command.sampling.options(), command.out or "samples"
+    options, out = command.sampling.options(), "samples" if command.out is None else command.out
     said = show(command.model or "", out, label=command.label, progress=_bar, **options)
     print(to_json(said) if command.json else f"wrote {said['grid']} ({said['shows']}) and {said['strip']}")
 

@@ -35,14 +35,14 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_folder(path: str | Path, write: Callable[[Path], None], *, aside: bool = False) -> None:
+def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     """Export files to a folder, each replaced whole or not at all, the manifest last. Other files stay.
+
+    A README.md that no export wrote, or that was changed since, stays, too.
 
     Args:
         path: The folder; it is made where there is none.
         write: Writes the files into the empty folder that it is given.
-        aside: Rename a file that no export wrote to NAME.bak before it is replaced; else refuse to replace it.
-            A README.md that no export wrote, or that was changed since, always stays.
 
     Raises:
         ValueError: For a path that is a file, and for a folder that holds a file which no export of this library wrote.
@@ -57,18 +57,18 @@ def write_folder(path: str | Path, write: Callable[[Path], None], *, aside: bool
     part = Path(tempfile.mkdtemp(dir=folder, prefix=_PART))
     try:
         write(part)
-        _install(part, folder, aside)
+        _install(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _install(part: Path, folder: Path, aside: bool) -> None:
+def _install(part: Path, folder: Path) -> None:
     names = sorted(file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file())
     foreign = foreign_files(folder, names, part)
     if CARD in foreign:
         names.remove(CARD)
         foreign.remove(CARD)
-    if foreign and not aside:
+    if foreign:
         raise ValueError(
             f"{folder / foreign[0]} was not written by textdiff, and saving would replace it; save to another folder, or "
             "move that file away"
@@ -77,18 +77,10 @@ def _install(part: Path, folder: Path, aside: bool) -> None:
     (part / MANIFEST).write_text(json.dumps({"format": 1, "files": entries}, indent=1) + "\n", encoding="utf-8")
     for name in [*names, MANIFEST]:
         flush(part / name)
-    for name in foreign:
-        os.replace(folder / name, _free(folder / f"{name}.bak"))
     for name in [*names, MANIFEST]:
         (folder / name).parent.mkdir(exist_ok=True)  # of templates, which transformers may put in a folder of their own
         os.replace(part / name, folder / name)
     flush(folder)
-
-
-def _free(path: Path) -> Path:
-    """The path, or the first of PATH.1, PATH.2, ... that is free."""
-    candidates = (path.with_name(f"{path.name}.{number}") for number in range(1, 10_000))
-    return next(candidate for candidate in (path, *candidates) if not candidate.exists())
 
 
 def foreign_files(folder: Path, names: list[str], part: Path | None = None) -> list[str]:

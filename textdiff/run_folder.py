@@ -5,9 +5,7 @@ has its sha256, as it was written. What stands in the way is found by `check`, w
 One run at a time holds the folder: a lock of the operating system, which goes with the process.
 """
 
-import fcntl
 import fnmatch
-import hashlib
 import json
 import os
 import re
@@ -19,19 +17,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from textdiff.manifest import MANIFEST, digest
 from textdiff.saving import foreign_in, newest_state, remove_states
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: runs are not held against each other there
+    fcntl = None  # type: ignore[assignment]
 
 MARK, LOCK, STATES, BOARD = "run.json", "run.lock", "states", "tensorboard"
 LOG, RECIPE, CURVE = "log.jsonl", "recipe.yaml", "loss.png"
 # the names that runs write; a foreign file of such a name is in the way
 WRITTEN = (
-    MARK, LOG, RECIPE, CURVE, "samples.png", "README.md", "config.json", "generation_config.json", "diffusion_config.json",
+    MARK, LOG, RECIPE, CURVE, MANIFEST, "samples.png", "README.md", "config.json", "generation_config.json",
+    "diffusion_config.json",
     "model.safetensors", "model-*.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model*",
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja",
 )  # fmt: skip
 SMALL = 1 << 20  # bytes; larger files are listed without their sha256
 PATIENCE = 2.0  # seconds; another process may be looking whether the folder is held
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _EXPORT = ".export-"
 _EVENTS = re.compile(r"events\.out\.tfevents\..*")
 
@@ -97,7 +103,8 @@ class RunFolder:
             raise ValueError(f"{self.name} {self.path} cannot be written ({error.strerror})") from error
         try:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
             yield
         finally:
             with suppress(OSError):
@@ -168,7 +175,7 @@ class RunFolder:
                     f"{self.path / file.name} was not written by the run, so the checkpoint stays in {part}; move one"
                 )
         self._mark(own | {file.name: _digest(file) for file in files})
-        for file in files:
+        for file in sorted(files, key=lambda file: file.name == MANIFEST):  # last: it says what all others are
             os.replace(file, self.path / file.name)
         part.rmdir()
         own = self._own() or {}
@@ -233,14 +240,14 @@ class RunFolder:
 
     def _check_lock(self) -> None:
         try:
-            descriptor = os.open(self.path / LOCK, os.O_RDONLY | os.O_NOFOLLOW)
+            descriptor = os.open(self.path / LOCK, os.O_RDONLY | _NOFOLLOW)
         except FileNotFoundError:
             return
         except OSError as error:
             raise ValueError(f"{self.path / LOCK} is not a run's lock ({error.strerror}); move it") from error
         try:
             self._check_content(descriptor)
-            if not _locked(descriptor, fcntl.LOCK_SH):
+            if not _locked(descriptor, exclusive=False):
                 raise ValueError(self._held_by(descriptor))
         finally:
             os.close(descriptor)
@@ -249,10 +256,10 @@ class RunFolder:
         """Return the descriptor of the lock, which this process then has."""
         path, patience = self.path / LOCK, time.monotonic() + PATIENCE
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o644)
             try:
                 self._check_content(descriptor)
-                if _locked(descriptor, fcntl.LOCK_EX):
+                if _locked(descriptor, exclusive=True):
                     # the run before may have removed the file between opening and locking
                     if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                         return descriptor
@@ -267,18 +274,26 @@ class RunFolder:
 
     def _check_content(self, descriptor: int) -> None:
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        if not is_file or not re.fullmatch(rb"\d*\n?", os.pread(descriptor, 64, 0)):
+        if not is_file or not re.fullmatch(rb"\d*\n?", _read(descriptor)):
             raise ValueError(f"{self.path / LOCK} is not a run's lock; move it, or give another {self.name}")
 
     def _held_by(self, descriptor: int) -> str:
-        process = os.pread(descriptor, 32, 0).decode("utf-8", "replace").strip() or "unknown"
+        process = _read(descriptor).decode("utf-8", "replace").strip() or "unknown"
         return (
             f"{self.name} {self.path} is held by another run (process {process}); wait for it, or give another folder"
         )
 
 
-def _locked(descriptor: int, kind: int) -> bool:
+def _read(descriptor: int) -> bytes:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return os.read(descriptor, 64)
+
+
+def _locked(descriptor: int, exclusive: bool) -> bool:
     """Take the lock, if the file system has any; False where another process has it."""
+    if fcntl is None:
+        return True
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -325,7 +340,7 @@ def _digest(file: Path) -> str | None:
     """Return the sha256 of a small file, None for a large one and for what is not a file."""
     if not file.is_file() or file.stat().st_size > SMALL:
         return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest(file)
 
 
 def _replace_text(path: Path, text: str) -> None:

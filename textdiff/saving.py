@@ -5,7 +5,6 @@ only then does the folder get its name. The newest state whose manifest verifies
 What is removed is known by name, file by file: a folder of states may hold other things, and they stay.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -15,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from textdiff.manifest import digest, flush
 
 MANIFEST, FACTS, TOKENIZER = "manifest.json", "facts.json", "tokenizer"
 _NAME, _PART = re.compile(r"step-(\d{8,})"), re.compile(r"\.part-\d{8,}")
@@ -56,7 +57,7 @@ def write_state(
     except BaseException:
         remove_state(part)  # it may be what fills the disk
         raise
-    _flush(folder)
+    flush(folder)
     # what claims to be newer was damaged, and passed over when this run went on
     past = sorted((state for state in _states(folder) if state[0] <= step), reverse=True)
     for _, other in set(_states(folder)) - set(past[:keep]):
@@ -79,11 +80,11 @@ def _write(
     (part / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
     if attach is not None:
         attach(part / TOKENIZER)
-    files = {file.relative_to(part).as_posix(): _digest(file) for file in sorted(_files(part))}
+    files = {file.relative_to(part).as_posix(): digest(file) for file in sorted(_files(part))}
     (part / MANIFEST).write_text(json.dumps(files, indent=1), encoding="utf-8")
     for file in _files(part):
-        _flush(file)
-    _flush(part)
+        flush(file)
+    flush(part)
 
 
 def _publish(part: Path, final: Path) -> None:
@@ -116,8 +117,8 @@ def verify(state: Path, *, weights: bool = True) -> bool:
     """Whether every file of the state is there and is what was written."""
     try:
         files = json.loads((state / MANIFEST).read_text(encoding="utf-8"))
-        wanted = {name: digest for name, digest in files.items() if weights or not name.endswith(".safetensors")}
-        return bool(files) and all(_digest(state / name) == digest for name, digest in wanted.items())
+        wanted = {name: expected for name, expected in files.items() if weights or not name.endswith(".safetensors")}
+        return bool(files) and all(digest(state / name) == expected for name, expected in wanted.items())
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -248,16 +249,3 @@ def _matching(folder: Path, name: re.Pattern[str]) -> list[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (file for file in folder.rglob("*") if file.is_file())
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
