@@ -437,7 +437,7 @@ IMAGE = ("train", "--kind", "image", "--out", "new")
         ((*IMAGE, "--diffusion.highest", "9"), ["highest 9.0 is of ve and blur, not of vp"]),
         ((*IMAGE, "--diffusion.process", "ve", "--diffusion.highest", "9"), ["highest 9.0 leaves images visible"]),
         ((*IMAGE, "--diffusion.rule", "ranked"), ["has no noise per token to deal out"]),
-        ((*IMAGE, "--diffusion.rule", "sde:x"), ["rule 'sde:x': no number: 'x'", "write sde:ETA"]),
+        ((*IMAGE, "--diffusion.rule", "sde:x"), ["rule 'sde:x': 'x' is not a number", "write sde:ETA"]),
         (
             (*IMAGE, "--diffusion.process", "blur", "--diffusion.predict", "x0", "--diffusion.rule", "ode"),
             ["Blur is no Gaussian process, so it has no SDE"],
