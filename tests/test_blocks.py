@@ -659,6 +659,8 @@ BLOCKED = {"process": "masking", "backbone": "causal", "block": 8}
         ({"denoiser": "autoregressive", "backbone": "masked"}, "not autoregressive, masked and masking"),
         ({"block": -1}, "block -1 is negative"),
         ({"block": 2.5}, "block 2.5 is not int"),
+        ({"rule": "gibbs:1"}, "hides single words again wherever they stand.*; use posterior"),
+        ({"rule": "remdm-conf"}, "hides single words again wherever they stand"),
     ],
 )
 def test_settings_that_are_refused(changed: dict[str, Any], named: str) -> None:

@@ -513,7 +513,21 @@ def test_a_threshold_takes_what_is_just_as_probable() -> None:
     assert hidden == [True, False, False]
 
 
-@pytest.mark.parametrize("due", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
+def test_mask_predict_hides_the_least_probable_words(share: float) -> None:
+    """round(beta_s n) of them, whether they were hidden or not; the user's words aside."""
+    x0 = data([[A, B, A, B, A, B]])
+    fixed = x0.fixed | (torch.arange(7) == 4)
+    score = torch.tensor([[0.0, -3.0, -1.0, -2.0, -9.0, -0.5, -4.0]])
+    x0 = x0.with_(fixed=fixed, score=score)
+    t, s = torch.tensor([1.0], dtype=torch.float64), torch.tensor([share], dtype=torch.float64)
+    x = MASKING.prior(x0, Key.of(0, 1))
+    noise = rule_of("mask-predict")(MASKING, x, Draw(x0, torch.arange(7)[None], score), t, s, Key.of(1, 1))
+    hidden = (MASKING.corrupt(x0, noise, s).ids == SPECIALS.mask)[0].nonzero()[:, 0].tolist()
+    assert hidden == sorted([6, 1, 3, 2, 5][: round(share * 5)])
+
+
+@pytest.mark.parametrize("due", [0, 1, 2, 3])
 def test_a_rule_in_blocks_looks_no_further_than_it_reveals(due: int) -> None:
     """`due` of four words in blocks of two are due: of the second block nothing is asked while the first has enough."""
     x, draw, look = masked([0.4, 0.3, 0.2, 0.1])
@@ -521,7 +535,7 @@ def test_a_rule_in_blocks_looks_no_further_than_it_reveals(due: int) -> None:
     x = x.with_(eps=u.masked_fill(x.fixed, -1.0))
     s = torch.tensor([(0.45 - 0.1 * due)], dtype=torch.float64)
     rule_of("ranked:margin@2")(MASKING, x, replace(draw, x0=x), torch.tensor([0.9]).double(), s, Key.of(0, 1))
-    assert look.where[0].tolist() == [False, True, True, due > 2, due > 2]
+    assert look.where[0].tolist() == [False, due > 0, due > 0, due > 2, due > 2]
 
 
 @pytest.mark.parametrize("name", ["masking", "counts", "deletion", "replacement", "edit"])
