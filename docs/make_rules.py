@@ -21,7 +21,7 @@ EXACT = "exact"
 LOOSE = (
     "exact where tokens have a noise each, and for masks; refused where spans are deleted, or replaced words counted"
 )
-MASKS = "exact for masks and delete-then-mask; elsewhere a heuristic, whose history the model does not know"
+MASKS = "exact for masks and delete-then-mask; with plain deletion a heuristic, whose history the model does not know"
 ORDER = "exact for masks where the order looks at x_t alone and a step reveals one word; `drawn` is biased"
 PICK = "exact for masks where a step reveals one word; several at once err by what these words share"
 
@@ -106,7 +106,7 @@ CELLS = {
     "remdm-conf": BY_SCORE,
     "remdm-loop": NO_TIES,
     "forward-backward": ("exact",) * 6 + ("refused", "exact"),
-    "gibbs": ("exact",) + ("heuristic",) * 5 + ("refused", "refused"),
+    "gibbs": ("exact",) + ("heuristic",) * 2 + ("refused",) * 5,
     "mask-predict": ("biased",) * 6 + ("refused", "refused"),
     "doubt": BY_SCORE,
     "ranked": REVEALED,

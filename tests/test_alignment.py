@@ -18,7 +18,7 @@ from textdiff.denoiser import Denoiser, Oracle
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process import Deletion, Edit, deletion
-from textdiff.process.alignment import Alignments, closed, count_embeddings, draw_embedding
+from textdiff.process.alignment import Alignments, Weights, closed, count_embeddings, draw_embedding
 from textdiff.process.deletion import DeletionNoise
 from textdiff.rules import fresh, partial, posterior
 from textdiff.sampler import sample
@@ -97,6 +97,26 @@ def test_embeddings_are_drawn_uniformly(x0: str, y: str) -> None:
     if len(ways(first, second)) > 1:
         leftmost = min(ways(first, second))  # the smallest number has its bits furthest left
         assert fit({leftmost: count}, ways(first, second)) < 1e-6
+
+
+def test_a_draw_that_rounds_up_takes_a_move_that_there_is() -> None:
+    """With u the largest number below 1, times the sum of three moves, of which the last is impossible."""
+    x0 = torch.tensor([[A] * 6])
+    for length in range(1, 6):
+        y = torch.tensor([[A] * length])
+        ways = Alignments(_weights(x0, y), torch.tensor([6]), torch.tensor([length]))
+        for i, j in itertools.product(range(1, 7), range(1, length + 1)):
+            if j <= i:
+                last = ways._choose(torch.tensor([i]), torch.tensor([j]), torch.tensor([1 - 2.0**-53]).double())
+                assert int(last) in ((0, 1) if j < i else (0,))
+
+
+def _weights(x0: torch.Tensor, y: torch.Tensor) -> Weights:
+    """Those of embeddings, with logarithms that are no round numbers."""
+    shape = (len(x0), x0.shape[1], y.shape[1])
+    drop = torch.full((shape[0], shape[1], shape[2] + 1), math.log(0.3), dtype=torch.float64)
+    never = torch.full((shape[0], shape[1] + 1, shape[2]), -torch.inf, dtype=torch.float64)
+    return Weights(torch.full(shape, math.log(0.7), dtype=torch.float64), drop, never)
 
 
 def state_codes(ids: torch.Tensor, base: int = 8) -> torch.Tensor:

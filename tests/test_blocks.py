@@ -259,6 +259,17 @@ def test_a_turn_costs_a_block(shift: bool, block: int, name: str) -> None:
     assert spent == [4] * 3 + [8] + [4 + more] * 3 + [8] + [4 + more] * 3
 
 
+def test_words_that_nobody_asks_for_are_not_drawn() -> None:
+    """Of the block asked about the places asked, and those of the blocks before it."""
+    denoiser, x = Blocks(model("llama"), SPECIALS, 4), texts([[BOS] + [MASK] * 11], [[]])
+    ends = {5: [1, 2, 3, 5], 1: [1], 11: [*range(1, 8), 11]}
+    for column, due in ends.items():
+        look = denoiser(x, torch.ones(1)).draft(Decode(), Key.of(0, 1)).look
+        with torch.inference_mode():
+            look.words((torch.arange(12) == column)[None])
+        assert (~look.open & (x.ids == MASK))[0].nonzero()[:, 0].tolist() == due
+
+
 # ----------------------------------------------------------------------------------------------------- the two ends
 
 
@@ -648,6 +659,8 @@ BLOCKED = {"process": "masking", "backbone": "causal", "block": 8}
         ({"denoiser": "autoregressive", "backbone": "masked"}, "not autoregressive, masked and masking"),
         ({"block": -1}, "block -1 is negative"),
         ({"block": 2.5}, "block 2.5 is not int"),
+        ({"rule": "gibbs:1"}, "hides single words again wherever they stand.*; use posterior"),
+        ({"rule": "remdm-conf"}, "hides single words again wherever they stand"),
     ],
 )
 def test_settings_that_are_refused(changed: dict[str, Any], named: str) -> None:

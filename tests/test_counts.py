@@ -57,6 +57,9 @@ def test_exactly_as_many_as_said() -> None:
         )
         narrow = x0.take(torch.arange(7).expand(500, -1), SPECIALS.pad)
         assert torch.equal(masks(process.corrupt(narrow, process.noise(narrow, key), time(500, t))), masks(xt)[:, :7])
+    for half in (0.1, 0.3, 0.5, 0.7, 0.9):  # one more or less, as beta is rounded, but the same wherever it is counted
+        counts = process.uniform.count(x0, process.schedule.beta(time(500, half))[:, None])
+        assert torch.equal(masks(process.corrupt(x0, process.noise(x0, key), time(500, half))).sum(1), counts)
     loose = Masking(SPECIALS)
     xt = loose.corrupt(x0, loose.noise(x0, key), time(500, 0.5))
     assert len(masks(xt).sum(1).unique()) > 1  # the control: independent tokens
@@ -71,6 +74,21 @@ def subsets(outer: int, inner: int) -> dict[tuple[int, int], float]:
                 1 / math.comb(N, outer) / math.comb(outer, inner)
             )
     return law
+
+
+def test_ranks_that_are_known_in_part_are_dealt_anew() -> None:
+    """Each rank once, with those of hidden words the lowest, whatever of them is known."""
+    x0, key = many(text(), 300), Key.of(7, 300)
+    free = x0.valid & ~x0.fixed
+    known = Uniform(counts=True).draw(x0, key)
+    hidden = (known < 0.4) & free
+    low, high = torch.where(hidden, 0.0, 0.4).double(), torch.where(hidden, 0.4, 1.0).double()
+    partly = known.masked_fill(key.fold(1).uniform(known.shape[1]) < 0.5, -1.0)
+    for eps in (known, partly):
+        u = Uniform(counts=True).infer(x0, low, high, key.fold(2), eps)
+        assert (u[free].view(300, N).sort(1).values - (torch.arange(N).double() + 0.5) / N).abs().max() < 1e-12
+        assert torch.equal((u < 0.4) & free, hidden)
+    assert torch.equal(Uniform(counts=True).infer(x0, low, high, key.fold(2), known)[free], known[free])
 
 
 def bits(x: Tokens) -> list[int]:

@@ -513,7 +513,21 @@ def test_a_threshold_takes_what_is_just_as_probable() -> None:
     assert hidden == [True, False, False]
 
 
-@pytest.mark.parametrize("due", [1, 2, 3])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 1.0])
+def test_mask_predict_hides_the_least_probable_words(share: float) -> None:
+    """round(beta_s n) of them, whether they were hidden or not; the user's words aside."""
+    x0 = data([[A, B, A, B, A, B]])
+    fixed = x0.fixed | (torch.arange(7) == 4)
+    score = torch.tensor([[0.0, -3.0, -1.0, -2.0, -9.0, -0.5, -4.0]])
+    x0 = x0.with_(fixed=fixed, score=score)
+    t, s = torch.tensor([1.0], dtype=torch.float64), torch.tensor([share], dtype=torch.float64)
+    x = MASKING.prior(x0, Key.of(0, 1))
+    noise = rule_of("mask-predict")(MASKING, x, Draw(x0, torch.arange(7)[None], score), t, s, Key.of(1, 1))
+    hidden = (MASKING.corrupt(x0, noise, s).ids == SPECIALS.mask)[0].nonzero()[:, 0].tolist()
+    assert hidden == sorted([6, 1, 3, 2, 5][: round(share * 5)])
+
+
+@pytest.mark.parametrize("due", [0, 1, 2, 3])
 def test_a_rule_in_blocks_looks_no_further_than_it_reveals(due: int) -> None:
     """`due` of four words in blocks of two are due: of the second block nothing is asked while the first has enough."""
     x, draw, look = masked([0.4, 0.3, 0.2, 0.1])
@@ -521,7 +535,7 @@ def test_a_rule_in_blocks_looks_no_further_than_it_reveals(due: int) -> None:
     x = x.with_(eps=u.masked_fill(x.fixed, -1.0))
     s = torch.tensor([(0.45 - 0.1 * due)], dtype=torch.float64)
     rule_of("ranked:margin@2")(MASKING, x, replace(draw, x0=x), torch.tensor([0.9]).double(), s, Key.of(0, 1))
-    assert look.where[0].tolist() == [False, True, True, due > 2, due > 2]
+    assert look.where[0].tolist() == [False, due > 0, due > 0, due > 2, due > 2]
 
 
 @pytest.mark.parametrize("name", ["masking", "counts", "deletion", "replacement", "edit"])
@@ -548,3 +562,41 @@ def test_a_noise_that_is_dealt_out_hides_just_what_it_should(name: str) -> None:
     for side, low, width in ((hide, 0, 0.4), (~hide, 0.4, 0.6)):
         fresh = after[side & ~same & ~fixed]
         assert stats.kstest(((fresh - low) / width).numpy(), "uniform").pvalue > 1e-6 and len(fresh) > 1000
+
+
+def hidden_again(name: str, t: float, s: float, eps: float = -1.0) -> float:
+    """The share of 20,000 visible words that a step hides; with the noise that they are said to carry."""
+    count = 20_000
+    x0 = many(data([[A, B, A, B]]), count // 4)
+    x = x0.with_(eps=torch.full(x0.ids.shape, eps, dtype=torch.float64).masked_fill(x0.fixed, -1.0))
+    draw = Draw(x0, torch.arange(5).expand_as(x0.ids), x0.score)
+    at, then = (torch.full((len(x0),), value, dtype=torch.float64) for value in (t, s))
+    noise = rule_of(name)(MASKING, x, draw, at, then, Key.of(3, len(x0)))
+    return float((MASKING.corrupt(x0, noise, then).ids == SPECIALS.mask).sum() / count)
+
+
+@pytest.mark.parametrize(
+    ("name", "t", "s", "due"),
+    [
+        ("remdm-rescale:0.5", 0.5, 0.2, 0.5 * 0.2 / 0.5),
+        ("remdm-rescale:0.5", 0.9, 0.8, 0.5),  # the most is 1
+        ("remdm-cap:0.3", 0.5, 0.4, 0.3),
+        ("remdm-cap:0.9", 0.5, 0.1, 0.1 / 0.5),
+        ("remdm-loop:0.5", 0.5, 0.2, 0.0),  # on its way down it hides nothing
+        ("remdm-loop:0.5", 0.3, 0.3, 0.5 * 0.3 / 0.7),
+        ("forward-backward", 0.3, 0.8, 0.5 / 0.7),
+        ("partial:0.5", 0.5, 0.2, 0.5 * 0.2),
+    ],
+)
+def test_visible_words_are_hidden_as_often_as_it_says(name: str, t: float, s: float, due: float) -> None:
+    """By their formulas (arXiv:2503.00307, 2205.14987); of 20,000, within 5 standard errors (6e-7)."""
+    spread = 5 * (due * (1 - due) / 20_000) ** 0.5
+    assert abs(hidden_again(name, t, s) - due) <= spread
+    assert abs(hidden_again(name, t, s) - (due + 0.03)) > spread
+
+
+@pytest.mark.parametrize("eps", [0.35, 0.75, 0.95])
+def test_a_corrector_forgets_what_it_has_revealed_before(eps: float) -> None:
+    """Forward from .3 to .8, 5/7 of the visible words are hidden, whenever they came; the posterior hides those it knows."""
+    assert abs(hidden_again("forward-backward", 0.3, 0.8, eps) - 5 / 7) < 0.016
+    assert hidden_again("posterior", 0.3, 0.8, eps) == float(eps < 0.8)

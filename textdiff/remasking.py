@@ -118,7 +118,8 @@ def forward_backward() -> Rule:
 def gibbs(rounds: int) -> Rule:
     """The posterior, and then `rounds` times: hide one token, chosen at random, and draw it given all others.
 
-    Leave-one-out conditionals have the data as their stationary law. Two steps a round, one of which calls no model.
+    Leave-one-out conditionals have the data as their stationary law. Two steps a round, one of which calls no model. For
+    processes that show what is hidden, not those that have every word in doubt.
     """
     if check_integer("rounds", rounds) < 1:
         raise ValueError(f"{rounds} rounds correct nothing; give 1 or more, or take the posterior rule")
@@ -136,7 +137,12 @@ def gibbs(rounds: int) -> Rule:
 
 
 def _one_again(process: Process, xt: State, draw: Draw, t: Tensor, s: Tensor, key: Key) -> Noise:
-    hidden = process.hidden(xt, draw)
+    hidden, words = process.hidden(xt, draw), process.reads(draw)
+    if words is None or bool(words.any()):
+        raise ValueError(
+            f"{type(process).__name__} has every word in doubt, so none can be drawn given all others; use posterior, "
+            "partial or forward-backward"
+        )
     noise, free = process.infer(xt, draw, t, key.fold(0)), draw.x0.valid & ~draw.x0.fixed
     chosen = key.fold(1).uniform(free.shape[1]).masked_fill(~free, -1.0)
     one = free & (chosen == chosen.amax(1, keepdim=True))
