@@ -214,6 +214,7 @@ def test_states_beside_files_of_others(tmp_path: Path) -> None:
     assert write_state(tmp_path, 1, tensors(), {"step": 1}, 1) == state
     (tmp_path / ".part-00000007").mkdir()
     (tmp_path / ".part-00000007" / "mine.txt").write_text("mine")
+    (tmp_path / ".part-00000002").mkdir()
     write_state(tmp_path, 2, tensors(), {"step": 2}, 1)
     remove_states(tmp_path)
     assert content(tmp_path) == {"step-00000001/mine.txt": b"mine", ".part-00000007/mine.txt": b"mine"}

@@ -76,7 +76,7 @@ def _write(
         try:
             save_file({key: value.contiguous() for key, value in content.items()}, part / f"{name}.safetensors")
         except SafetensorError as error:
-            raise OSError(f"{part} cannot be written ({error}); is the disk full?") from error
+            raise OSError(f"{part} cannot be written ({error}); see whether the disk is full") from error
     (part / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
     if attach is not None:
         attach(part / TOKENIZER)
@@ -139,7 +139,7 @@ def read_state(state: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any
 
 def remove_state(state: Path) -> None:
     """Remove the files that `write_state` writes, and the folders that are empty then."""
-    if state.is_symlink() or not _is_state(state):
+    if state.is_symlink() or not (_is_state(state) or (_PART.fullmatch(state.name) and _is_empty(state))):
         return
     written = [state / name for name in _listed(state)]
     if _PART.fullmatch(state.name):  # it may have no manifest yet

@@ -180,6 +180,7 @@ class Trainer:
         self.signal, self.idle, self.at_once = 0, False, False  # see `launch.Stoppable`
         self.whole = True  # whether the weights are those of `step`, not of an update that is under way
         self.saved: tuple[int, Path] | None = None  # the newest state: its step, and where it is
+        self.tried = 0  # the last step that was to be saved
         self.figures: dict[str, float] = {}
 
     @property
@@ -383,6 +384,7 @@ class Trainer:
 
     def _save(self, together: bool = True) -> Path:
         """Write a state. together: all processes are here, as they must be where each holds a part of the weights."""
+        self.tried = self.step
         weights = self.accelerator.get_state_dict(self.model)
         tensors, facts = gather(weights, self.udm, self.optimizers, self.ema)
         check_finite(self.udm, f"at step {self.step}", LOWER, tensors)
@@ -445,7 +447,8 @@ class Trainer:
 
     def _rescue(self, together: bool) -> str:
         """Save a step that is not saved, unless the user cannot wait; return where the newest state is."""
-        if self.step and self.saved_step != self.step and self.whole and not self.at_once and self._holds_all(together):
+        due = self.step not in (0, self.saved_step, self.tried)  # what failed once is not tried again
+        if due and self.whole and not self.at_once and self._holds_all(together):
             try:
                 self._save(together)
             except (OSError, ValueError, RuntimeError) as failure:
