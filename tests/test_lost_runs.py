@@ -244,7 +244,7 @@ def test_nothing_is_loaded_for_a_run_that_cannot_be(world: Path, tmp_path: Path,
         (lambda: recipe(world, tmp_path / "run"), "already holds a run"),
         (lambda: recipe(world, tmp_path / "run", resume=True, lr=0.5), "trainer.lr 0.01, not 0.5"),
         (lambda: recipe(world, tmp_path / "x", resume=True), "no training state to resume"),
-        (lambda: recipe(world, tmp_path / "x", model="missing"), "cannot be loaded as a autoregressive model"),
+        (lambda: recipe(world, tmp_path / "x", model="missing"), "cannot be loaded as an autoregressive model"),
         (
             lambda: recipe(world, tmp_path / "x", "parallel", model="autoregressive"),
             "cannot be loaded as a parallel model",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from textdiff.options import annotations, bare, checked_path
 from textdiff.yaml_options import Entry, nearest, read_options
@@ -117,7 +117,7 @@ def _defaults(kind: type[T]) -> T:
     import tyro
 
     made = object.__new__(kind)
-    for entry in fields(kind):  # type: ignore[arg-type]
+    for entry in fields(cast(Any, kind)):
         value = tyro.MISSING if entry.default is MISSING else entry.default
         if entry.default_factory is not MISSING:
             value = entry.default_factory()

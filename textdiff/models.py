@@ -182,8 +182,9 @@ def check_pretrained(diffusion: DiffusionConfig, path: str, context: int) -> Non
 
 
 def _not_loaded(path: str, diffusion: DiffusionConfig, reason: str) -> ValueError:
+    kind = f"{'an' if diffusion.denoiser.startswith('a') else 'a'} {diffusion.denoiser}"
     return ValueError(
-        f"{path} cannot be loaded as a {diffusion.denoiser} model ({next(iter(reason.strip().splitlines()), 'unknown')}); a "
+        f"{path} cannot be loaded as {kind} model ({next(iter(reason.strip().splitlines()), 'unknown')}); a "
         "causal model takes denoiser autoregressive, or parallel with backbone causal, an encoder-decoder seq2seq"
     )
 

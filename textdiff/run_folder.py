@@ -16,14 +16,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from textdiff.manifest import MANIFEST, digest
 from textdiff.saving import foreign_in, newest_state, remove_states
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows has no such locks: runs are not held against each other there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 MARK, LOCK, STATES, BOARD = "run.json", "run.lock", "states", "tensorboard"
 LOG, RECIPE, CURVE = "log.jsonl", "recipe.yaml", "loss.png"
