@@ -42,11 +42,15 @@ LAYERS = (
         "manifest",
         "box",
         "_register",
+        "caching",
     ),  # these need no module of ours
     (
         "tokenizer",
+        "characters",
         "spelling",
         "joining",
+        "patterns",
+        "wordcount",
         "automata",
         "gaps",
         "asked",

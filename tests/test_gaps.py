@@ -76,8 +76,8 @@ def test_a_gap_that_says_nothing(text: str) -> None:
         ("[GAP:0]", "a gap of 0-0 tokens cannot be filled; give at least 1"),
         ("[GAP:yes|no,3]", "a gap with choices has their lengths"),
         ("[GAP:2w,/x/]", "put the words into the pattern"),
-        ("[GAP:yes||no]", "an empty choice"),
-        ("[GAP:must=]", "an empty string must occur; give each one some text"),
+        ("[GAP:yes||no]", "the gap's choices\\[1\\] must be a string with some text"),
+        ("[GAP:must=]", "what the gap must hold\\[0\\] must be a string with some text"),
         ("[GAP:must=a|b]", "for all of them write must=a,must=b"),
     ],
 )

@@ -1,6 +1,7 @@
 """Writing on from prompts: the law, the limits, what a prompt says, and transformers' own interfaces to it."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 
 import textdiff
 from textdiff import continuation
+from textdiff.automata import text_automaton
 from textdiff.checkpoint import Checkpoint, load
 from textdiff.continuation import Size, text_of, write
 from textdiff.denoiser import Oracle
@@ -38,6 +40,12 @@ from textdiff.rules import partial as redraw
 from textdiff.streaming import BatchStreamer
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
+
+
+def whole_text(tokenizer: Any, specials: Specials) -> Any:
+    """What keeps the words of a gap whole characters, as the pipelines ask of every gap."""
+    return text_automaton(tokenizer, specials.size, specials.not_text)
+
 
 NASTY = ["", "We the ", "We [MASK] [GAP] \\[GAP]", "a\n\n  b\t", "\u00fc\u4e2d\u200b", " ", "  ", "<|2|>[END][PAD]"]
 
@@ -112,8 +120,9 @@ def test_one_step_is_infilling(kind: str, folders: dict) -> None:
     prompts = ["We the ", "", "It is 1787"]
     filled = infill([[p, Gap()] if p else [Gap()] for p in prompts], decode=checkpoint.config.decode(), seed=3, **tools)
     tokenizer = tools.pop("tokenizer")
+    decode = replace(checkpoint.config.decode(), text=whole_text(tokenizer, tools["specials"]))
     ids = [encode(tokenizer, prompt.removesuffix(" ")) for prompt in prompts]
-    (found,) = write(ids, Size(5), seed=3, decode=checkpoint.config.decode(), **tools)
+    (found,) = write(ids, Size(5), seed=3, decode=decode, **tools)
     for (expected,), text, prompt in zip(filled, found, ids, strict=True):
         assert text_of(tokenizer, prompt, text.ids).removeprefix(" ") == expected.gaps[0].text.removeprefix(" ")
         assert text.score == pytest.approx(expected.score)
@@ -361,7 +370,8 @@ def test_greedy_and_truncated(causal: Checkpoint) -> None:
     cool = run(causal, ids, torch.ones_like(ids), temperature=0.05)
     checkpoint = load(model.config._name_or_path)
     length = cool.shape[1] - 3
-    words = write([[50, 60]], Size(length, length), seed=1, decode=textdiff.Decode(temperature=0.05),
+    decode = textdiff.Decode(temperature=0.05, text=whole_text(checkpoint.tokenizer, checkpoint.specials))
+    words = write([[50, 60]], Size(length, length), seed=1, decode=decode,
                   **{k: v for k, v in checkpoint.tools().items() if k != "tokenizer"})  # fmt: skip
     # given its length, the text is that of temperature 0.05; twice applied, it would be another
     both = run(causal, ids, torch.ones_like(ids), temperature=0.05, min_new_tokens=length, max_new_tokens=length)

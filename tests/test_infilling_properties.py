@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from stock import PATHS, filler
 
 from textdiff.gaps import Gap, Parts, parse, tidy
+from textdiff.wordcount import count_words
 
 TEXTS, AGAIN = 16, 5  # filled by one call; of these, how many are filled again in another batch
 CASES = 2_000  # of all paths together, in the quick form
@@ -170,9 +171,16 @@ def _gap(gap: Gap) -> str:
 # ------------------------------------------------------------------------------------------------- what is promised
 
 
+def stands(string: str, text: str) -> bool:
+    """Whether the string is in the text, no letter before it or after it that would make it part of a longer word."""
+    before, after = (r"(?<![^\W_])", r"(?![^\W_])")
+    ends = before * string[0].isalnum() + re.escape(string) + after * string[-1].isalnum()
+    return re.search(ends, text) is not None or bool(re.search("[\u0e00-\uffff]", text)) and string in text
+
+
 def assert_kept(gap: Gap, found: dict[str, Any], options: dict[str, Any], once: bool) -> None:
     """What was asked of a gap, of its text and its tokens; `once`: its length was decided in one step."""
-    count, text, words = len(found["tokens"]), found["text"], len(found["text"].split())
+    count, text, words = len(found["tokens"]), found["text"], count_words(found["text"])
     if gap.unit == "tokens":
         assert (gap.min or 0) <= count and (gap.max is None or count <= gap.max), (gap, found)
     else:
@@ -181,7 +189,7 @@ def assert_kept(gap: Gap, found: dict[str, Any], options: dict[str, Any], once: 
         assert count <= options["max_gap"], (gap, found)
     assert not gap.choices or text in gap.choices, (gap, found)
     assert gap.pattern is None or re.fullmatch(gap.pattern, text), (gap, found)
-    assert all(string in text for string in gap.must), (gap, found)
+    assert all(stands(string, text) for string in gap.must), (gap, found)
     assert not any(string in text for string in options.get("banned", ())), (gap, found)
     assert found["name"] == gap.name
 

@@ -5,10 +5,11 @@ Lengths, one automaton for all strings (of bytes, read token by token), and for 
 
 from typing import TYPE_CHECKING
 
-from textdiff.automata import compile_gap, new_word
+from textdiff.automata import compile_gap, text_automaton
 from textdiff.constraints import Constraint
 from textdiff.gaps import Gap
 from textdiff.joining import conjoined, forced
+from textdiff.spelling import tokens_per_word
 from textdiff.tokens import Specials
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def constraint_of(
     """What is asked of a gap, in tokens; None for nothing.
 
     banned, must: strings that no gap may contain, and that every one has to, beside its own. spaced: a gap after a space
-    begins with the token of a new word, and has its length decided once. lead: see `spelling.lead_of`. ValueError where no
-    number of tokens that the model reads, `longest` of them, fits.
+    begins with the token of a new word, and has its length decided once. lead: see `spelling.lead_of`. ValueError where
+    no number of tokens that the model reads, `longest` of them, fits.
     """
     words = (gap.min or 0, gap.max) if gap.unit == "words" else None
     must = (*gap.must, *must)
@@ -46,13 +47,14 @@ def constraint_of(
             forbidden=mute,
         )
     elif spaced and lead:
-        automaton = new_word(tokenizer, specials.size, mute)
+        automaton = text_automaton(tokenizer, specials.size, mute, lead)
     if gap.forced:
         own = forced([(f,) if isinstance(f, int) else f for f in gap.forced], specials.size, mute)
         automaton = own if automaton is None else conjoined(automaton, own)
     least = 1 if gap.free and spaced else 0  # a model that has to be asked for each length is not asked for none
     low, high = (gap.min or least, gap.max) if gap.unit == "tokens" else (0, None)
-    constraint = Constraint(low, high, automaton)
+    whole = tokens_per_word(tokenizer, specials.size) * gap.max if words and gap.max else None
+    constraint = Constraint(low, high, automaton, whole)
     _check_length(gap, constraint, must, longest)
     return constraint
 

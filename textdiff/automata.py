@@ -2,36 +2,39 @@
 
     bytes of a token = what it adds to the text        step(s, token) = step(.. step(s, first byte) .., last byte)
 
-Everything asked is first a finite automaton over UTF-8 bytes: a pattern by way of outlines_core (Willard and Louf,
-arXiv:2307.09702), choices a trie, banned strings the complement of Aho and Corasick's (1975), one that must occur that of
-Knuth, Morris and Pratt (`joining`); one that keeps all of them is their product. Then tokens are read byte by byte. So text
-is whole characters, whichever bytes the tokens break at.
+Everything asked is first a finite automaton over UTF-8 bytes: a pattern by way of outlines_core (`patterns`), choices a
+trie, numbers of words and strings that must occur by where words end (`wordcount`), banned strings the complement of Aho and
+Corasick's (1975); one that keeps all of them is their product (`joining`). Then tokens are read byte by byte. So text is
+whole characters, whichever bytes the tokens break at.
 
 Whose is the space before a gap? `gaps.tokens_of` leaves it to the gap to write, as the space of its first word, and the
 user sees it as part of the text. With lead=" " a gap's tokens spell " " + text (WordPiece: the first one starts a word),
 and `text` is what has to match; a tokenizer none of whose tokens begins with a space spells the text alone.
 """
 
-import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache, reduce
+from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from textdiff.caching import Cache
+from textdiff.characters import ending_solid, whole_characters
 from textdiff.constraints import Automaton
-from textdiff.joining import MAX_STATES, both, containing
-from textdiff.spelling import Bytes, openings, pieces
+from textdiff.joining import both
+from textdiff.patterns import compile_pattern
+from textdiff.spelling import SOFT, Bytes, breaks_characters, folding, openings, pieces, starts
+from textdiff.wordcount import containing_word, counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_TABLE = 1 << 25  # entries of 8 bytes
 NEITHER = "give two whole numbers a <= b from 0 on, as in (2, 4); None for b is no limit"
-# words as str.split() has them; Unicode's white space lacks the four separators of ASCII
-_STOP, _END = 256, "\U0010ffff"  # outlines' own end of a text, and a character that is none
-_WORD = r"[^\s\x1c-\x1f]+"
+MAX_STRINGS = 50_000  # bytes of the choices, and of the banned strings, of a gap
+KEPT = 256 << 20  # bytes of automata that were asked for before
 
 
 def compile_gap(
@@ -49,11 +52,11 @@ def compile_gap(
     """The automaton over ids 0..size-1 of a gap that keeps everything asked; None where nothing is. Compiled once.
 
     pattern: what the whole text has to match, in the syntax of Rust's regex (no anchors, look-around, back-references).
-        \\d, \\w, \\s are of all of Unicode; of Python's they differ in marks (\\w) and \\x1c-\\x1f (\\s). A pattern with
-        thousands of states, such as \\w{100}, takes its time.
-    choices: what the text may be. words: from a to b of them, one space apart (b None: no limit). banned: strings that must
-    not occur in it. must: strings each of which must; they may overlap. lead: " " where the gap's tokens begin with the
+        \\d, \\w, \\s are of all of Unicode; of Python's they differ in marks (\\w) and \\x1c-\\x1f (\\s).
+    choices: what the text may be. words: from a to b of them (b None: no limit), see `wordcount`. banned: strings that must
+    not occur in it. must: strings each of which must, as words of their own. lead: " " where the gap's tokens begin with the
     space before it, see `lead_of`. forbidden: ids never allowed, such as `Specials.not_text`; special tokens never are.
+    Of a tokenizer that knows one case alone (`folding`), choices, banned and must are meant in that case.
     ValueError where a pattern cannot be read, nothing is left, this tokenizer cannot spell it, or tables grow too large.
     """
     if lead not in ("", " "):
@@ -70,49 +73,84 @@ def compile_gap(
             raise ValueError(f"words {words} is no range; {NEITHER}")
     if pattern is None and not choices and words is None and not banned and not must:
         return None
-    asked = pattern, tuple(choices), words, tuple(banned), tuple(dict.fromkeys(must))
-    return _compiled(tokenizer, size, *asked, lead, frozenset(forbidden))
+    fold = folding(tokenizer) or str
+    alternatives, without, within = (tuple(dict.fromkeys(map(fold, given))) for given in (choices, banned, must))
+    mute = frozenset(forbidden)
+    return _AUTOMATA.get(
+        (tokenizer, size, pattern, words, alternatives, without, within, lead, mute),
+        lambda: _compiled(tokenizer, size, pattern, words, alternatives, without, within, lead, mute),
+    )
 
 
-@lru_cache(maxsize=64)
 def _compiled(
-    tokenizer: "PreTrainedTokenizerBase",
-    size: int,
-    pattern: str | None,
-    choices: tuple[str, ...],
-    words: tuple[int, int | None] | None,
-    banned: tuple[str, ...],
-    must: tuple[str, ...],
-    lead: str,
-    forbidden: frozenset[int],
-) -> Automaton:
+    tokenizer: "PreTrainedTokenizerBase", size: int, pattern: str | None, words: tuple[int, int | None] | None,
+    choices: tuple[str, ...], banned: tuple[str, ...], must: tuple[str, ...], lead: str, forbidden: frozenset[int],
+) -> Automaton:  # fmt: skip
     asked = {"pattern": pattern, "choices": choices, "words": words, "banned": banned, "must": must}
-    shown = ", ".join(f"{name} {value!r}" for name, value in asked.items() if value not in (None, ()))
-    machines = [] if pattern is None else [_regex(pattern)]
-    machines += [_trie(choices)] if choices else []
-    machines += [] if words is None else [_regex(_words_pattern(*words))]
+    shown = ", ".join(f"{name} {_short(value)}" for name, value in asked.items() if value not in (None, ()))
+    machines = [] if pattern is None else [compile_pattern(pattern)]
+    machines += [_trie("choices", choices)] if choices else []
+    machines += [] if words is None else [counted(*words)]
     if not machines:
-        machines.append(_regex("(?s).*"))  # whole characters
+        machines.append(whole_characters())
     machines += [_without(banned)] if banned else []
-    machine = reduce(both, [*machines, *(containing(text.encode(), 256) for text in must)])
+    machine = reduce(both, [*machines, *map(containing_word, must)])
     if not bool(_coming(machine.step, machine.accept)[0]):
         raise ValueError(f"no text keeps {shown} all at once; ask for less")
     inside = _without_ids(pieces(tokenizer, size), forbidden)
     first = _without_ids(openings(tokenizer, size), forbidden) if lead else inside
     try:
-        lifted = _lift(machine, inside, first)
+        lifted = _lift(_with_soft(machine, inside), inside, first)
     except _TooLarge:
         raise ValueError(
             f"the tables for {shown} are too large; ask for a shorter text, or for [0-9a-z], not \\w"
         ) from None
     if lifted is None:
-        raise ValueError(f"this tokenizer has no tokens that spell a text with {shown}; ask for what it can write")
+        case = ", and this one knows lower case alone" if folding(tokenizer) else ""
+        raise ValueError(
+            f"this tokenizer has no tokens that spell a text with {shown}; ask for what it can write{case}"
+        )
+    if words is not None:
+        begins = torch.tensor(starts(tokenizer, size))
+        lifted = replace(lifted, fresh=begins)
     return lifted
 
 
-def _words_pattern(low: int, high: int | None) -> str:
-    more = f"{max(low, 1) - 1},{'' if high is None else high - 1}"
-    return f"({_WORD}( {_WORD}){{{more}}}){'?' if low == 0 else ''}"
+def _short(value: object) -> str:
+    """As Python writes it, cut where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def _bytes(machine: Automaton) -> int:
+    """How much memory an automaton takes, with what it works out when it is used."""
+    columns = 0 if machine.kind is None else len(machine.kind)
+    return 8 * (4 * machine.step.numel() + 3 * columns)
+
+
+_AUTOMATA: Cache[Automaton] = Cache(KEPT, _bytes)
+
+
+def text_automaton(
+    tokenizer: "PreTrainedTokenizerBase", size: int, forbidden: Iterable[int] = (), lead: str = ""
+) -> Automaton | None:
+    """Any text: whole characters, and with `lead` " " one that begins a word. None where every string of tokens is that."""
+    mute = frozenset(forbidden)
+    if lead:
+        return _AUTOMATA.get((tokenizer, size, "word", mute), lambda: _any_text(tokenizer, size, mute, True))
+    if not breaks_characters(tokenizer, size):
+        return None
+    return _AUTOMATA.get((tokenizer, size, "text", mute), lambda: _any_text(tokenizer, size, mute, False))
+
+
+def _any_text(tokenizer: "PreTrainedTokenizerBase", size: int, forbidden: frozenset[int], word: bool) -> Automaton:
+    """Any text; the empty one, too."""
+    inside = _without_ids(pieces(tokenizer, size), forbidden)
+    first = _without_ids(openings(tokenizer, size), forbidden) if word else inside
+    lifted = _lift(_with_soft(whole_characters(), inside), inside, first)
+    if lifted is None:
+        raise ValueError("the tokenizer has no token that is text; give the model's own tokenizer")
+    return lifted
 
 
 def _without_ids(spelt: Bytes, forbidden: frozenset[int]) -> Bytes:
@@ -122,55 +160,10 @@ def _without_ids(spelt: Bytes, forbidden: frozenset[int]) -> Bytes:
 # ---- automata over bytes: `Automaton` with V = 256 ----
 
 
-def _regex(pattern: str) -> Automaton:
-    """The automaton of the pattern.
-
-    outlines_core 0.2.14 stops at the first place where a text may end, unless the token in hand goes on to another one:
-    byte by byte, (red)( wine)? matches "red" alone. With a character behind it that no text has, no match ends early.
-    """
-    from outlines_core import Index, Vocabulary
-
-    try:
-        if not _balanced(pattern):  # in brackets "a)(b" could be read
-            raise ValueError
-        every = Vocabulary(_STOP, {bytes([byte]): [byte] for byte in range(256)})
-        index = Index(f"(?:{pattern}){_END}", every)
-    except ValueError as error:
-        fault = "matches nothing" if "vocabulary" in str(error) else "cannot be used"
-        raise ValueError(
-            f"the pattern {pattern!r} {fault}; it describes a whole text, in the syntax of Rust's regex without anchors "
-            "(^, $, \\b), look-around and back-references"
-        ) from None
-    moves, final, start = index.get_transitions(), set(index.get_final_states()), index.get_initial_state()
-    states = [start, *sorted(set(moves) - final - {start})]
-    if len(states) > MAX_STATES:
-        raise ValueError(f"the pattern {pattern!r} needs {len(states)} states, more than {MAX_STATES}; ask for less")
-    number = {state: i for i, state in enumerate(states)}
-    edges = [(number[s], byte, number[to]) for s in states for byte, to in moves[s].items() if to not in final]
-    step = torch.full((len(states), 256), -1)
-    if edges:
-        left, byte, to = torch.tensor(edges).T
-        step[left, byte] = to
-    return Automaton(step, torch.tensor([_walk(moves, state, _END.encode()) in final for state in states]))
-
-
-def _balanced(pattern: str) -> bool:
-    """Whether no bracket closes that was not opened."""
-    depth = 0
-    for sign in re.findall(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|[()]", pattern, re.DOTALL):
-        depth += (sign == "(") - (sign == ")")
-        if depth < 0:
-            return False
-    return True
-
-
-def _walk(moves: dict[int, dict[int, int]], state: int | None, text: bytes) -> int | None:
-    for byte in text:
-        state = None if state is None else moves.get(state, {}).get(byte)
-    return state
-
-
-def _trie(texts: Sequence[str]) -> Automaton:
+def _trie(name: str, texts: Sequence[str]) -> Automaton:
+    size = sum(len(text.encode()) for text in texts)
+    if size > MAX_STRINGS:
+        raise ValueError(f"{name} have {size} bytes in all, more than {MAX_STRINGS}; give fewer, or shorter ones")
     rows, ends = [[-1] * 256], [False]
     for text in texts:
         state = 0
@@ -186,7 +179,7 @@ def _trie(texts: Sequence[str]) -> Automaton:
 
 def _without(texts: Sequence[str]) -> Automaton:
     """All byte strings in which none of the texts occurs: the trie with its failure links, its matches removed."""
-    trie = _trie(texts)
+    trie = _trie("banned strings", texts)
     rows, bad = trie.step.tolist(), trie.accept.tolist()
     queue, fail = [0], [0] * len(rows)
     for state in queue:  # breadth first, so that the states failed to are complete
@@ -200,6 +193,23 @@ def _without(texts: Sequence[str]) -> Automaton:
                 queue.append(to)
     step, ok = torch.tensor(rows), ~torch.tensor(bad)
     return Automaton(torch.where(ok[step], step, -1), ok)
+
+
+def _with_soft(machine: Automaton, spelt: Bytes) -> Automaton:
+    """The automaton that knows `spelling.SOFT`, where tokens have it: a space, or nothing after an unspaced letter."""
+    soft = SOFT[0]
+    if not any(SOFT in piece for piece in spelt if piece):
+        return machine
+    solid = ending_solid()
+    space, nothing = soft, soft - 1  # two letters for the two things that it may be, of which one can stand
+    left, right = machine.step.clone(), solid.step.clone()
+    left[:, space], left[:, nothing] = left[:, ord(" ")], torch.arange(len(left))
+    right[:, space] = torch.where(solid.accept, -1, right[:, ord(" ")])
+    right[:, nothing] = torch.where(solid.accept, torch.arange(len(right)), -1)
+    product = both(Automaton(left, machine.accept), Automaton(right, torch.ones_like(solid.accept)))
+    product.step[:, soft] = torch.where(product.step[:, nothing] < 0, product.step[:, space], product.step[:, nothing])
+    product.step[:, nothing] = -1
+    return product
 
 
 def _coming(step: Tensor, accept: Tensor) -> Tensor:
@@ -286,13 +296,3 @@ def _reached(step: Tensor, start: int) -> Tensor:
         found = step[frontier].unique()
         frontier = found[(found >= 0) & ~seen[found]]
     return seen
-
-
-@lru_cache(maxsize=64)
-def new_word(tokenizer: "PreTrainedTokenizerBase", size: int, forbidden: tuple[int, ...]) -> Automaton:
-    """Any text whose first token begins a word, as one after a space does; the empty text, too."""
-    inside = _without_ids(pieces(tokenizer, size), frozenset(forbidden))
-    first = openings(tokenizer, size)
-    kinds = [2 if piece is None else int(first[number] is None) for number, piece in enumerate(inside)]
-    step = torch.tensor([[1, -1, -1], [1, 1, -1]])
-    return Automaton(step, torch.tensor([True, True]), torch.tensor(kinds))

@@ -29,11 +29,13 @@ class Automaton:
     step: (S, C) int64, the state after a token of each kind; -1 where such a token cannot stand.
     accept: (S,) bool, where a string may end.
     kind: (V,) int64, which of the C columns is each token's; None where every token has its own, C = V.
+    fresh: (V,) bool, of a gap whose length is in words: the tokens that begin one. None elsewhere.
     """
 
     step: Tensor
     accept: Tensor
     kind: Tensor | None = None
+    fresh: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Automaton":
         """The same automaton on another device; moved once."""
@@ -41,8 +43,8 @@ class Automaton:
         if device == self.step.device:
             return self
         if device not in self._copies:
-            kind = None if self.kind is None else self.kind.to(device)
-            self._copies[device] = Automaton(self.step.to(device), self.accept.to(device), kind)
+            kind, fresh = (None if part is None else part.to(device) for part in (self.kind, self.fresh))
+            self._copies[device] = Automaton(self.step.to(device), self.accept.to(device), kind, fresh)
         return self._copies[device]
 
     @property
@@ -73,6 +75,28 @@ class Automaton:
     @cached_property
     def _columns(self) -> dict[int, Tensor]:
         return {}
+
+    @cached_property
+    def partial(self) -> Tensor:
+        """(V,) bool: tokens that alone are no string that is accepted."""
+        kind = torch.arange(self.size, device=self.step.device) if self.kind is None else self.kind
+        after = self.step[0, kind]
+        return (after < 0) | ~self.accept[after.clamp_min(0)]
+
+    def reads(self, tokens: list[int | None]) -> bool:
+        """Whether a string of tokens, None for any one, can be accepted."""
+        alive = torch.zeros_like(self.accept)
+        alive[0] = True
+        left, right = self._edges
+        for token in tokens:
+            after = torch.zeros_like(alive)
+            if token is None:
+                after[right[alive[left]]] = True
+            elif 0 <= token < self.size:
+                found = self.step[alive, token if self.kind is None else self.kind[token]]
+                after[found[found >= 0]] = True
+            alive = after
+        return bool((alive & self.accept).any())
 
     def reach(self, count: int) -> Tensor:
         """(K+1, S) bool, K <= count: the states from which some k = 0..K tokens lead to an accepted end.
@@ -114,7 +138,7 @@ class Automaton:
 
 @dataclass(frozen=True)
 class Constraint:
-    """Between low and high tokens (None: no limit), accepted by an automaton (None: any).
+    """Between low and high tokens (None: no limit), accepted by an automaton (None: any); `whole`: see `decided`.
 
     States are of whole gaps: a gap's first token is read in state 0, whatever stands left of it. (R,) are rows, one gap
     each, all under this constraint. Everything works on the device of its arguments.
@@ -123,6 +147,15 @@ class Constraint:
     low: int = 0
     high: int | None = None
     automaton: Automaton | None = None
+    whole: int | None = None
+
+    def decided(self, longest: int) -> list[int]:
+        """The `lengths` to choose among before the words are known: up to `whole`, where some are.
+
+        A gap of three words whose five tokens are decided has to join tokens to words that they do not belong to.
+        """
+        few = [] if self.whole is None else self.lengths(min(longest, self.whole))
+        return few or self.lengths(longest)
 
     def lengths(self, longest: int) -> list[int]:
         """The numbers of tokens n with low <= n <= high and n <= longest of which some string is accepted, rising."""

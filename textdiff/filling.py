@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textdiff.asked import constraint_of
+from textdiff.asked import LONG, constraint_of
+from textdiff.automata import text_automaton
 from textdiff.clocks import Steps, clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import device_of
@@ -24,9 +25,10 @@ from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
 from textdiff.sampler import Stop, finished, never, sample
 from textdiff.selecting import SELECTS, Select
-from textdiff.spelling import lead_of, pieces, read_gap
+from textdiff.spelling import SOFT, as_asked, lead_of, pieces, read_gap
 from textdiff.tokenizer import check_rows, encode
 from textdiff.tokens import Specials, Tokens
+from textdiff.validation import check_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -122,6 +124,12 @@ def prepare(
             check_rows(ids, tokenizer, specials)
             row += [(token, True, False, True, 0) for token in ids]
             continue
+        most = LONG if longest is None else longest
+        if max(part.length or 0, part.min or 0) > most:
+            raise ValueError(
+                f"{place(parts, number)}: a gap of {part.length or part.min} {part.unit}, the model reads {most} tokens; "
+                "give a shorter gap"
+            )
         try:
             constraint = constraint_of(
                 part, tokenizer, specials, _lead(parts, number, tokenizer),
@@ -142,7 +150,8 @@ def prepare(
     row += [(token, True, False, True, 0) for token in specials.tail]
     if longest is not None and len(row) > longest:
         raise ValueError(f"the text has {len(row)} tokens, the model reads {longest}; shorten the text or split it")
-    return Page(parts, row, tuple(constraints), tuple(slots))
+    asked = [replace(part, must=(*part.must, *must)) if isinstance(part, Gap) else part for part in parts]
+    return Page(asked, row, tuple(constraints), tuple(slots))
 
 
 def _lead(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -187,7 +196,8 @@ def read_result(
     before = fixed.long().cumsum(0)
     gaps: list[Filled] = []
     text, seen = "", 1  # BOS
-    parts, spelt = page.parts, pieces(tokenizer, len(tokenizer))
+    spelt = pieces(tokenizer, len(tokenizer))
+    parts = page.parts
     for number, part in enumerate(parts):
         if isinstance(part, str):
             text += part
@@ -195,7 +205,10 @@ def read_result(
             continue
         mine = slot == page.slots[len(gaps)] if page.slots[len(gaps)] else (before == seen) & ~fixed & (slot == 0)
         content = read_gap(tokenizer, ids[mine].tolist(), _lead(parts, number, tokenizer))
-        tokens = tuple((spelt[token] or b"").decode("utf-8", "replace") for token in ids[mine].tolist())
+        content = as_asked(tokenizer, content, part.choices, part.must)
+        tokens = tuple(
+            (spelt[token] or b"").replace(SOFT, b" ").decode("utf-8", "replace") for token in ids[mine].tolist()
+        )
         probabilities = tuple(float(p) for p in score[mine].double().exp())
         end = len(text) + len(content)
         gaps.append(Filled(content, len(text), end, float(score[mine].sum()), part.name, tokens, probabilities))
@@ -229,10 +242,7 @@ def infill(
     Past `decode.deadline` each sample is the best of the candidates that are finished, and one is finished for each.
     ValueError for a text that is longer than the model reads; none grows beyond that.
     """
-    if isinstance(texts, str):
-        raise ValueError(
-            f"texts must be a list of texts, each a list of parts; got {texts[:60]!r}. Give [gaps.parse(text)]"
-        )
+    check_items("texts", texts, example="[gaps.parse(text)]")
     pages = [t if isinstance(t, Page) else prepare(t, tokenizer, specials, longest=denoiser.longest) for t in texts]
     start, constraints = _batch(pages, specials)
     drawn = samples * candidates
@@ -241,7 +251,8 @@ def infill(
     numbers = torch.arange(first * candidates, first * candidates + drawn)
     key = Key(Key.of(seed, numbers.repeat(len(pages))).state ^ start.codes()[rows])
     x, key = start[rows].to(denoiser.home), key.to(denoiser.home)
-    decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints)
+    text = text_automaton(tokenizer, specials.size, specials.not_text)
+    decode = replace(decode or Decode(), longest=denoiser.longest, constraints=constraints, text=text)
     denoiser, choice, filled = denoiser.session(), SELECTS[select], _Filled(len(rows), candidates)
     with counting(denoiser.model) as calls, torch.inference_mode():
         with denoiser.lock:

@@ -16,13 +16,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from textdiff.validation import check_integer, check_items, check_strings, check_text, shown
+
 TOUCHING = "two gaps touch; put text between them, or use one [GAP]"
 HELP = (
     "write [GAP], [GAP:3], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], [GAP:must=word], or "
     "\\[GAP] for the text itself"
 )
 _OPEN = re.compile(r"(\\)?\[GAP(?![\w-])")
-_RANGE = re.compile(r"(\d+)?(-)?(\d+)?(w?)")
+_RANGE = re.compile(r"(\d{1,12})?(-)?(\d{1,12})?(w?)")
 _NAME = re.compile(r"name=(\w+)")
 _MUST = "must="
 
@@ -34,11 +36,12 @@ class Gap:
     Attributes:
         min: At least so many tokens, or words. None: no text at all may belong here.
         max: At most so many; None for no limit but the model's.
-        unit: What min and max count: tokens of the model, or words between spaces.
+        unit: What min and max count: tokens of the model, or words between spaces; in Chinese, Japanese, Thai and other
+            scripts without spaces every letter is a word.
         name: What the result calls this gap.
         choices: It is one of these.
         pattern: A regular expression that all of it matches.
-        must: Strings each of which must occur in it; they may overlap.
+        must: Strings each of which must occur in it, as words of their own: "war" is in "post-war", not in "warm".
         forced: The same in token ids: an id, or several in a row, each of which must occur in it.
     """
 
@@ -52,12 +55,18 @@ class Gap:
     forced: tuple[int | tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.must, str):
-            raise ValueError(f"must {self.must!r} is one string; give a list of strings")
-        object.__setattr__(self, "choices", tuple(self.choices))
-        object.__setattr__(self, "must", tuple(self.must))
-        object.__setattr__(self, "forced", tuple(f if isinstance(f, int) else tuple(f) for f in self.forced))
-        low, high = self.min, self.max
+        object.__setattr__(self, "choices", check_strings("the gap's choices", self.choices))
+        object.__setattr__(self, "must", check_strings("what the gap must hold", self.must))
+        forced = [f if isinstance(f, int) else check_items("forced", f, example="[17, (4, 5)]") for f in
+                  check_items("forced", self.forced, example="[17, (4, 5)]")]  # fmt: skip
+        object.__setattr__(self, "forced", tuple(forced))
+        for number in (n for f in forced for n in ([f] if isinstance(f, int) else f)):
+            check_integer("an id of forced", number, least=0)
+        for name in ("name", "pattern"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        low, high = (None if n is None else check_integer(name, n) for name, n in
+                     (("min", self.min), ("max", self.max)))  # fmt: skip
         if self.unit not in ("tokens", "words"):
             raise ValueError(f"a gap counts tokens or words, not {self.unit!r}")
         if (low is not None and low < 0) or (high is not None and high < 1):
@@ -72,10 +81,8 @@ class Gap:
             raise ValueError("a gap with choices has their lengths; leave out its own length and pattern")
         if self.pattern is not None and self.unit == "words":
             raise ValueError(f"pattern {self.pattern!r} with a number of words: put the words into the pattern")
-        if any(not choice for choice in self.choices):
-            raise ValueError("an empty choice; give each one some text")
-        if not all(self.must) or () in self.forced:
-            raise ValueError("an empty string must occur; give each one some text")
+        if () in self.forced:
+            raise ValueError("an empty string of ids must occur; give each one some ids")
 
     @classmethod
     def of(cls, length: int, name: str | None = None) -> "Gap":
@@ -215,13 +222,16 @@ def _shown(text: str, at: int) -> str:
 
 def check(parts: Parts) -> None:
     """ValueError, naming the remedy, where there is nothing to fill or two gaps of unknown length touch."""
+    for part in check_items("the parts of a text", parts, example='["We ", Gap(), " on."]'):
+        if not isinstance(part, str | Gap):
+            raise ValueError(f"the parts of a text must be strings and Gap objects; got {shown(part)}")
     parts = tidy(parts)
     if not parts:
         raise ValueError("the text is empty; give a text with a [GAP] in it, or [GAP] alone for a blank page")
     gaps = [part for part in parts if isinstance(part, Gap)]
     if not gaps:
-        shown = "".join(str(part) for part in parts)
-        raise ValueError(f"no gap in {shown[:60]!r}; mark the missing text with [GAP]")
+        text = "".join(str(part) for part in parts)
+        raise ValueError(f"no gap in {text[:60]!r}; mark the missing text with [GAP]")
     names = [gap.name for gap in gaps if gap.name]
     if len(names) > len(set(names)):
         raise ValueError(f"two gaps named {max(names, key=names.count)!r}; give each a name of its own")

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import EosTokenCriteria, GenerationConfig, MaxLengthCriteria, StopStringCriteria
 from transformers.utils import ModelOutput
 
+from textdiff.automata import text_automaton
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, config_file
 from textdiff.clocks import steps_of
 from textdiff.continuation import Size, Written, write
@@ -81,10 +82,11 @@ def generate(
     steps = _first(
         num_denoising_steps, max_denoising_steps, *_own(config, "num_denoising_steps", "max_denoising_steps")
     )
+    valid = text_automaton(texts.tokenizer, texts.specials.size, texts.specials.not_text)
     wanted = {
         "steps": texts.config.num_steps if steps is None else steps_of(steps),
         "rule": rule if isinstance(rule, Rule) else rule_of(texts.config.rule if rule is None else rule),
-        "decode": _decode(config, logits_processor),
+        "decode": replace(_decode(config, logits_processor), text=valid),
         "seed": _seed(_first(seed, *_own(config, "seed")), generator),
     }
     if streamer is not None:

@@ -55,7 +55,7 @@ def conjoined(one: Automaton, two: Automaton) -> Automaton:
     kinds = [torch.arange(a.size) if a.kind is None else a.kind for a in (one, two)]
     pairs, kind = torch.stack(kinds).unique(dim=1, return_inverse=True)
     machine = both(Automaton(one.step[:, pairs[0]], one.accept), Automaton(two.step[:, pairs[1]], two.accept))
-    return Automaton(machine.step, machine.accept, kind)
+    return Automaton(machine.step, machine.accept, kind, one.fresh if two.fresh is None else two.fresh)
 
 
 def both(one: Automaton, two: Automaton) -> Automaton:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textdiff.constraints import Constraint
+from textdiff.constraints import Automaton, Constraint
 from textdiff.keys import Key
 from textdiff.validation import check_integer, check_number
 
@@ -90,6 +90,7 @@ class Decode:
     max_gap: longest content written into one gap at a time, in tokens.
     longest: longest text, in tokens with its markers; what is over is not written. None where the model has no limit.
     constraints: what the user asks of gaps; element by element `Tokens.slot` says which one holds.
+    text: what every gap without an automaton of its own has to be, whole characters; None where all tokens are.
     processors: change the scores of words before one is drawn, in order, as in transformers.
     max_calls: how many texts with gaps may be tried, for each text, to find out how long its gaps are.
     min_p: words less probable than this share of the most probable one are left out; 0 keeps all.
@@ -104,6 +105,7 @@ class Decode:
     max_gap: int = 64
     longest: int | None = None
     constraints: tuple[Constraint, ...] = ()
+    text: Automaton | None = None
     processors: tuple[Processor, ...] = ()
     max_calls: int = 32
     min_p: float = 0.0

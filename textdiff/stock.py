@@ -24,6 +24,7 @@ from textdiff.denoiser.feeding import own_id
 from textdiff.leak import looks_ahead, need_bidirectional
 from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking, Process
+from textdiff.spelling import check_tokenizer
 from textdiff.tokenizer import stock_specials
 from textdiff.tokens import Specials
 
@@ -94,6 +95,7 @@ def unwrapped(model: Any) -> Any:
 def checkpoint_route(checkpoint: Checkpoint) -> Route:
     """The way that a `diffusion_config.json` names."""
     tokenizer = checkpoint.tokenizer
+    check_tokenizer(tokenizer)
     tokenizer.split_special_tokens = True  # user text that spells a special token stays text
     config, tools = checkpoint.config, checkpoint.tools()
     reason = (
@@ -112,6 +114,7 @@ def stock_route(model: Any, tokenizer: "PreTrainedTokenizerBase") -> Route:
     """The way of a stock model. ValueError, with the reason, for one that cannot fill gaps. The tokenizer stays as it is."""
     if tokenizer is None:
         raise ValueError("the model has no tokenizer; name one by tokenizer=")
+    check_tokenizer(tokenizer)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.split_special_tokens = True  # what the user writes is text, whatever it spells
     ids, name = stock_specials(tokenizer, model), type(model).__name__

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textdiff.constraints import Unsatisfiable
 from textdiff.denoiser.base import Denoiser
 from textdiff.denoiser.causal import Causal
 from textdiff.denoiser.deadline import shortened
@@ -25,7 +26,7 @@ from textdiff.denoiser.lengths import LengthFirst, possible
 from textdiff.denoiser.memory import cache_name
 from textdiff.denoiser.prefix import Prefixes
 from textdiff.denoiser.reader import Going, Reader, everyone, run_starts
-from textdiff.denoiser.words import one_by_one, own
+from textdiff.denoiser.words import another, broken, one_by_one, own
 from textdiff.drawing import draw_tokens
 from textdiff.keys import Key
 from textdiff.posterior import Decode, Draw, Posterior
@@ -136,8 +137,29 @@ class _AutoregressivePosterior(LengthFirst):
         return shortened(self.xt, draw, self.late, decode, self.specials) if bool(self.late.any()) else draw
 
     def write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Every row writes its masks, one a turn; rows that are done leave. Past the deadline the model is not called: the
-        words that are `late` come from the last logits."""
+        """Every row writes its masks; one with a gap that makes no text writes it again, given that it does."""
+        words, sure = self._write(x, mask, decode, u)
+        found = broken(x, x.ids.masked_scatter(mask, words), torch.zeros_like(mask), decode, self.specials.mask)
+        if found is None or decode.expired:
+            return words, sure
+        state, whole, ruled = found
+        rows = (whole & mask).any(1).nonzero()[:, 0]
+        late = self.late
+        try:
+            again, its = self._write(state[rows], mask[rows], ruled, another(u[rows]))
+        except Unsatisfiable:
+            return words, sure  # `spelling.joined` leaves broken characters out
+        finally:
+            late[rows] |= self.late if self.late.shape == mask[rows].shape else False
+            self.late = late
+        mine = torch.zeros_like(mask)
+        mine[rows] = mask[rows]
+        words[mine[mask]], sure[mine[mask]] = again, its
+        return words, sure
+
+    def _write(self, x: Tokens, mask: Tensor, decode: Decode, u: Tensor) -> tuple[Tensor, Tensor]:
+        """One a turn; rows that are done leave. Past the deadline the model is not called: the words that are `late` come
+        from the last logits."""
         count = mask.sum(1)
         rows = count.nonzero()[:, 0]
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : int(count.max())]

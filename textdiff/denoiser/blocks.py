@@ -277,9 +277,10 @@ class _InTurn(Look):
         rows = window.rows
         x = self.x.with_(ids=self.ids)[rows]
         whole = together(x, at, self.decode, self.mask)
-        here = whole & (self.number[rows] == (window.begin // self.denoiser.block)[:, None])
+        now = self.number[rows] == (window.begin // self.denoiser.block)[:, None]
+        here = whole & now
         words, sure = at_once(
-            x, whole, _reaching(window, here, whole), self.decode, self.u[rows], self.denoiser.specials.pad
+            x, whole, lambda at: _reaching(window, at & now, at), self.decode, self.u[rows], self.denoiser.specials
         )
         row, column = here.nonzero(as_tuple=True)
         place = rows[row], column

@@ -267,6 +267,10 @@ class _Swarm:
                 return drafts
             words = open_words([drafts[k].leash for k in going], self.text)
             more = words.any(1).nonzero()[:, 0]
+            if not self.decode.temperature:
+                more = more[
+                    ~self._complete([drafts[going[number]] for number in more.tolist()], logits[more], words[more])
+                ]
             going, words, logits = [going[number] for number in more.tolist()], words[more], logits[more]
             if not going:
                 return drafts
@@ -288,6 +292,19 @@ class _Swarm:
             if not late:
                 stream.feed(fed)
             turn += 1
+
+    def _complete(self, drafts: list[_Draft], logits: Tensor, words: Tensor) -> Tensor:
+        """(S,) bool: gaps of so many words whose last word is complete: most probable is another one, which cannot stand."""
+        result = torch.zeros(len(drafts), dtype=torch.bool, device=words.device)
+        if all(draft.leash.constraint.automaton is None for draft in drafts):
+            return result
+        best = logits.masked_fill(~self.text[: logits.shape[1]], -torch.inf).argmax(1)
+        for row, draft in enumerate(drafts):
+            machine = draft.leash.constraint.automaton
+            if machine is not None and machine.fresh is not None and draft.leash.may_end and not draft.leash.known:
+                token = int(best[row])
+                result[row] = token < machine.size and bool(machine.fresh[token]) and not bool(words[row, token])
+        return result
 
     def _first(self, drafts: list[_Draft], logits: Tensor) -> list[float]:
         """The log weight of a cut here, by logits (S, V), as far as the first token on the right, or the text's end."""

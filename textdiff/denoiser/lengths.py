@@ -165,7 +165,7 @@ def fitting(said: Tensor, slot: Tensor, decode: Decode) -> Tensor:
     for row, number in enumerate(numbers.tolist()):
         limits = decode.constraints[number - 1] if number else Constraint(high=longest - 1)
         # what is asked for counts for more
-        lengths = limits.lengths(longest - 1) or limits.lengths(said.shape[1] - 1)[:8]
+        lengths = limits.decided(longest - 1) or limits.decided(said.shape[1] - 1)[:8]
         if not lengths:
             raise ValueError(
                 f"no number of tokens up to {said.shape[1] - 1} fits what is asked of a gap; this model has no more"

@@ -207,6 +207,8 @@ class Page:
         """What may be written into a gap whose left neighbours are written. ValueError where nothing can be."""
         hole = self.holes[gap]
         constraint = self.decode.constraints[hole.slot - 1] if hole.slot else Constraint()
+        if constraint.automaton is None and self.decode.text is not None:
+            constraint = replace(constraint, automaton=self.decode.text)
         state = 0
         if hole.known:
             opens = {column for other in self.holes for column in range(other.begin, other.end)}

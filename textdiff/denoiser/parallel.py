@@ -201,8 +201,8 @@ class _Apart(Look):
         wanted = together(self.x, where, self.decode, self.denoiser.specials.mask)
         rows, x, said = self._reading(wanted)
         mask = wanted[rows]
-        device, pad = device_of(self.denoiser), self.denoiser.specials.pad
-        words, sure = at_once(x, mask, said.pieces(mask), self.decode, self.u[rows], pad, device)
+        device, specials = device_of(self.denoiser), self.denoiser.specials
+        words, sure = at_once(x, mask, said.pieces, self.decode, self.u[rows], specials, device)
         if wanted is where:
             return words, sure
         here = where[rows][mask]

@@ -92,7 +92,7 @@ def _feasible(constraint: Constraint | None, decode: Decode) -> list[int]:
     limits = constraint or Constraint(low=1)
     usual = max(LONGEST, limits.low + LONGEST - 1) if limits.high is None else limits.high
     # what is asked for counts for more than what is usual
-    lengths = limits.lengths(min(usual, decode.max_gap)) or limits.lengths(decode.longest or LONG)[:LONGEST]
+    lengths = limits.decided(min(usual, decode.max_gap)) or limits.decided(decode.longest or LONG)[:LONGEST]
     if not lengths:
         raise ValueError("no number of tokens that the model reads fits what is asked of a gap; ask for less")
     return lengths

@@ -4,7 +4,8 @@ Said all at once, the words of a constrained gap are one draw from the product o
 automaton accepts them (`draw_run`); written one by one, each is drawn among those after which an accepted end is in reach.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from textdiff.constraints import Constraint, Unsatisfiable, draw_run
 from textdiff.drawing import draw_tokens, truncate, words_before
 from textdiff.posterior import Decode
-from textdiff.tokens import Tokens
+from textdiff.tokens import Specials, Tokens
 
 _ROWS = 64
 
@@ -31,12 +32,72 @@ def processed(logits: Tensor, prefix: Tensor, decode: Decode) -> Tensor:
 
 
 def at_once(
-    x: Tokens, mask: Tensor, pieces: Iterable[Tensor], decode: Decode, u: Tensor, pad: int,
+    x: Tokens, mask: Tensor, say: Callable[[Tensor], Iterable[Tensor]], decode: Decode, u: Tensor, specials: Specials,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A word for each of the S open places of x, `mask` (B, L), from logits in pieces (s, V), and u (B, L): its id, and its
-    log-probability. That is the model's own, whatever the processors did. device: of the logits, if that is another.
+    """A word for each of the S open places of x, `mask` (B, L), and u (B, L): its id, and its log-probability.
+
+    say: the logits at open places (B, L), in pieces (s, V). The log-probability is the model's own, whatever the processors
+    did. device: of the logits, if that is another. Gaps whose words make no text are drawn again, given that they do.
     """
+    words, sure = _at_once(x, mask, say(mask), decode, u, specials.pad, device)
+    found = broken(x, x.ids.masked_scatter(mask, words), (x.ids == specials.mask) & ~mask, decode, specials.mask)
+    if found is None:
+        return words, sure
+    x, whole, decode = found
+    try:
+        again, its = _at_once(x, whole, say(whole), decode, another(u), specials.pad, device)
+    except Unsatisfiable:
+        return words, sure  # what stood there before cannot be mended; `spelling.joined` leaves broken characters out
+    both = whole & mask
+    words[both[mask]], sure[both[mask]] = again[both[whole]], its[both[whole]]
+    return words, sure
+
+
+def another(u: Tensor) -> Tensor:
+    """Random numbers for a second draw where the first was refused: the digits of u that it did not read."""
+    return (u * 2**20).frac().clamp(1e-9, 1 - 1e-9)
+
+
+def broken(x: Tokens, ids: Tensor, open_: Tensor, decode: Decode, mask: int) -> tuple[Tokens, Tensor, Decode] | None:
+    """The gaps of x, filled with `ids` (B, L) but where they are `open_`, that are no text, each under a slot of its own.
+
+    Returns x, the places (B, L) of theirs that were open, and how they are drawn: under `decode.text`. None for none. Gaps
+    under another automaton are not looked at.
+    """
+    text = decode.text
+    if text is None:
+        return None
+    free = x.valid & ~x.fixed
+    if decode.spells:
+        free &= ~_bound(x, decode)
+    known = free & ~open_ & (ids < text.size)
+    partial = text.to(ids.device).partial[ids.masked_fill(~known, 0)] & known
+    if not bool(partial.any()):
+        return None
+    slot, constraints = x.slot.clone(), list(decode.constraints)
+    for row in partial.any(1).nonzero()[:, 0].tolist():
+        first = torch.ones_like(free[row])
+        first[1:] = ~free[row, :-1] | (x.slot[row, 1:] != x.slot[row, :-1])
+        number = first.long().cumsum(0) * free[row]
+        for run in number[partial[row]].unique().tolist():
+            mine = number == run
+            tokens = [
+                None if hole else token
+                for token, hole in zip(ids[row, mine].tolist(), open_[row, mine].tolist(), strict=True)
+            ]
+            if not text.reads(tokens):
+                constraints.append(Constraint(automaton=text))
+                slot[row, mine] = len(constraints)
+    here = (slot > len(decode.constraints)) & (x.ids == mask)
+    if not bool(here.any()):
+        return None
+    return x.with_(slot=slot), here, replace(decode, constraints=tuple(constraints), text=None)
+
+
+def _at_once(
+    x: Tokens, mask: Tensor, pieces: Iterable[Tensor], decode: Decode, u: Tensor, pad: int, device: torch.device | None
+) -> tuple[Tensor, Tensor]:
     bound = _bound(x, decode)[mask] if decode.spells else None
     row, column = mask.nonzero(as_tuple=True)
     said, kept, begin = [], [], 0

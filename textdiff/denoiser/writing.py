@@ -38,18 +38,20 @@ def text_of(specials: Specials, size: int, device: torch.device, banned: tuple[i
 
 
 def choose(
-    scores: Tensor, words: Tensor, read: list[list[int]], decode: Decode, u: Tensor, rank: list[int] | None = None
-) -> Choice:
+    scores: Tensor, words: Tensor, read: list[list[int]], decode: Decode, u: Tensor, rank: list[int] | None = None,
+    shift: Tensor | None = None,
+) -> Choice:  # fmt: skip
     """A token for each of S places.
 
     scores: (S, V) float64, the model's own law. words: (S, V) bool, what may stand there. read: the text left of each
-    place, for processors.
+    place, for processors. shift: (S, V), added to what the draw sees, see `words_end`.
     rank: instead of a draw, the token so many places below the most probable one, as far as there are any.
     """
     own, total = scores, scores.logsumexp(-1)
     check_numbers(total)
     scores = processed(scores, read, decode)
     masked = scores.masked_fill(~words, -torch.inf)
+    masked = masked if shift is None else masked + shift
     if bool(masked.isneginf().all(1).any()):
         raise ValueError("no word of the model's can stand in a gap; loosen its constraint, or the processors")
     if rank is None and not decode.temperature:
@@ -123,7 +125,30 @@ def _next(
     words = open_words(leashes, text)
     words[:, ends[0]] = torch.tensor([not leash.known and leash.may_end for leash in leashes], device=text.device)
     scores = ended(logits, text, ends, [leash.known for leash in leashes])
-    return choose(scores, words, left, decode, u)
+    return choose(scores, words, left, decode, u, shift=words_end(scores, words, leashes, ends[0]))
+
+
+def words_end(scores: Tensor, words: Tensor, leashes: list[Leash], end: int) -> Tensor | None:
+    """What a length in words adds to scores (S, V), of which `words` (S, V) may stand there; None where none is asked.
+
+    Whether a word goes on is the model's to say, whatever may follow it: the probability of all that ends a word, the next
+    word or the end of the gap, goes to those of them that are left. If the other words were merely struck out, the
+    model would have to go on with a word that is complete.
+    """
+    shift = None
+    for row, leash in enumerate(leashes):
+        machine = leash.constraint.automaton
+        if machine is None or machine.fresh is None or leash.known or not leash.written:
+            continue
+        over = torch.zeros_like(words[row])
+        over[: machine.size] = machine.fresh.to(over.device)[: len(over)]
+        over[end] = True
+        left = over & words[row]
+        more = scores[row, over].logsumexp(0) - scores[row, left].logsumexp(0) if bool(left.any()) else -torch.inf
+        if bool(torch.as_tensor(more).isfinite()):
+            shift = torch.zeros_like(scores) if shift is None else shift
+            shift[row, left] = more
+    return shift
 
 
 def write(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from textdiff.automata import text_automaton
 from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, write_stock
 from textdiff.choosing import choose, few
 from textdiff.clocks import steps_of
@@ -94,11 +95,12 @@ class Opened:
             drawn = {"temperature": SAMPLED, **drawn}
         processors = tuple(options.get("logits_processor", ()))
         deadline = Decode.within(options.get("max_time"))
+        text = text_automaton(route.tokenizer, route.specials.size, route.specials.not_text)
         return {
             "steps": steps_of(options.get("num_steps", route.steps)),
             "rule": check_rule(options.get("rule", route.rule)),
             "seed": options.get("seed", 0),
-            "decode": replace(route.decode, **drawn, processors=processors, deadline=deadline),
+            "decode": replace(route.decode, **drawn, text=text, processors=processors, deadline=deadline),
         }
 
     def denoiser(self, options: dict[str, Any]) -> Denoiser:
