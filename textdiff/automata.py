@@ -215,7 +215,8 @@ def _with_soft(machine: Automaton, spelt: Bytes) -> Automaton:
 def _coming(step: Tensor, accept: Tensor) -> Tensor:
     """(S,) bool: the states from which an accepted one can be reached."""
     left, column = (step >= 0).nonzero(as_tuple=True)
-    left, right = torch.stack([left, step[left, column]]).unique(dim=1)
+    pairs = (left * len(step) + step[left, column]).unique()
+    left, right = pairs // len(step), pairs % len(step)
     while True:
         more = accept.clone()
         more[left[accept[right]]] = True

@@ -26,7 +26,14 @@ _UNSPACED = (
 )  # fmt: skip
 # punctuation that is set solid beside them: ideographic, vertical, small and full-width forms
 _SOLID = ((0x3000, 0x303F), (0x30FB, 0x30FB), (0xFE10, 0xFE1F), (0xFE30, 0xFE6F), (0xFF00, 0xFF65))
+# Greek, Armenian, Hebrew, Arabic, Indian and Ethiopic punctuation; general punctuation and symbols; pictures
+_SIGNS = (
+    (0x037E, 0x037E), (0x0387, 0x0387), (0x0589, 0x058A), (0x05BE, 0x05BE), (0x060C, 0x060C), (0x061B, 0x061F),
+    (0x06D4, 0x06D4), (0x0964, 0x0965), (0x1361, 0x1368), (0x2000, 0x2BFF), (0x1F000, 0x1FAFF),
+)  # fmt: skip
 NONE, LETTER, SIGN, UNSPACED = -1, 0, 1, 2  # what is no character; words between spaces; punctuation and marks
+# rows are compared by mixtures of their entries, in which unlike ones are the same once in 2^60 times
+_ROW = np.random.default_rng(0).integers(1 << 62, size=64)
 _MIX = torch.randint(1 << 62, (256,), generator=torch.Generator().manual_seed(0))
 _LAST, _SURROGATES = 0x110000, slice(0xD800, 0xE000)
 
@@ -50,39 +57,20 @@ def solid() -> np.ndarray:
 def kinds() -> np.ndarray:
     """(N,) int8 of every code point: LETTER, SIGN or UNSPACED; NONE where it is white space or no character.
 
-    SIGN goes with the word it follows: punctuation, symbols, and marks on letters of scripts without spaces. Where a word
-    begins by it alone it is told coarsely, of Latin and of scripts without spaces, which keeps automata small.
+    SIGN goes with the word it follows and makes no longer word of it: punctuation, symbols, and marks on letters of scripts
+    without spaces. Rare signs count as letters, which keeps automata small.
     """
-    result = _filled(LETTER, {UNSPACED: [*_UNSPACED], SIGN: [(0x2000, 0x2BFF), (0x1F000, 0x1FAFF)]})
-    _mark_signs(result, [(0, 0xBF), *_UNSPACED, *_SOLID])
+    result = _filled(LETTER, {UNSPACED: [*_UNSPACED], SIGN: [*_SIGNS]})
+    blocks = [(0, 0xBF), *_UNSPACED, *_SOLID]
+    for number in (number for first, last in blocks for number in range(first, last + 1)):
+        category = unicodedata.category(chr(number))
+        sign = category[0] in "PS" and category != "Pc" or category == "Cc"
+        if sign or result[number] == UNSPACED and category[0] == "M":
+            result[number] = SIGN
     for number in range(0x3001):
         if chr(number).isspace():
             result[number] = NONE
     return result
-
-
-@lru_cache(maxsize=1)
-def letters() -> np.ndarray:
-    """(N,) int8 of every code point: 1 for a letter or digit that makes a longer word of what it is joined to, else 0.
-
-    -1 where there is no character. Letters of scripts without spaces do not.
-    """
-    result = np.where(kinds() == LETTER, 1, 0).astype(np.int8)
-    for number in range(0x10000):  # beyond are few letters that are not told by their block
-        category = unicodedata.category(chr(number))
-        result[number] = (category[0] in "LMN" or category == "Pc") and kinds()[number] != UNSPACED
-    for first, last in _UNSPACED:
-        result[first : last + 1] = 0
-    result[_SURROGATES] = NONE
-    return result
-
-
-def _mark_signs(result: np.ndarray, ranges: list[tuple[int, int]]) -> None:
-    for number in (number for first, last in ranges for number in range(first, last + 1)):
-        category = unicodedata.category(chr(number))
-        punctuation = category[0] in "PS" and category != "Pc" or category in ("Cc", "Cf")
-        if result[number] >= 0 and punctuation or result[number] == UNSPACED and category[0] == "M":
-            result[number] = SIGN
 
 
 def _filled(usual: int, classes: Mapping[int, list[tuple[int, int]]]) -> np.ndarray:
@@ -133,7 +121,9 @@ def _tree(classes: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         return known[spelt]
 
     def level(values: np.ndarray) -> np.ndarray:
-        return np.array([node(row) for row in values.reshape(-1, 64)])
+        rows = values.reshape(-1, 64)
+        _, first, back = np.unique(rows @ _ROW, return_index=True, return_inverse=True)
+        return np.array([node(rows[number]) for number in first])[back]
 
     leaf = np.where(classes < 0, none, classes).astype(np.int64)
     root = np.full(256, none, dtype=np.int64)
@@ -159,7 +149,6 @@ def alike(machine: Automaton) -> Automaton:
         names[-1] = -1
         names[:-1][lost] = -1
         step = names[step]
-        # the numbers of a random mixture stand for the rows
         code = (step + 2) @ _MIX + accept
         _, kind = code.unique(return_inverse=True)
         first = torch.full((int(kind.max()) + 1,), len(kind)).scatter_reduce(0, kind, torch.arange(len(kind)), "amin")

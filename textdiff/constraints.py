@@ -123,7 +123,9 @@ class Automaton:
     def _edges(self) -> Tensor:
         """(2, E): the pairs of states that some token joins."""
         left, column = (self.step >= 0).nonzero(as_tuple=True)
-        return torch.stack([left, self.step[left, column]]).unique(dim=1)
+        states = len(self.step)
+        pairs = (left * states + self.step[left, column]).unique()
+        return torch.stack([pairs // states, pairs % states])
 
     def window(self, least: Tensor, most: Tensor) -> Tensor:
         """(R, S) bool: the states from which least..most (R,) tokens, in some number, lead to an accepted end."""
