@@ -16,6 +16,7 @@ import torch
 
 from textdiff.constraints import Automaton
 from textdiff.joining import MAX_STATES
+from textdiff.validation import shown
 
 SECONDS, MEMORY = 5, 1 << 30  # of processor time, and bytes
 _STOP, _END = 256, "\U0010ffff"  # outlines' own end of a text, and a character that is none
@@ -54,7 +55,7 @@ def compile_pattern(pattern: str) -> Automaton:
     ValueError where the pattern cannot be read, matches nothing, or needs more than MAX_STATES states, SECONDS or MEMORY.
     """
     if _END in pattern:
-        raise ValueError(f"the pattern {pattern[:60]!r} holds U+10FFFF, which is no character; leave it out")
+        raise ValueError(f"the pattern {shown(pattern)} holds U+10FFFF, which is no character; leave it out")
     largest = max((int(n) for n in re.findall(r"\d{1,9}", " ".join(_counts(pattern)))), default=0)
     if len(pattern) > MAX_STATES or largest > MAX_STATES:
         raise _too_large(pattern, f"more than {MAX_STATES} states")
@@ -66,14 +67,14 @@ def compile_pattern(pattern: str) -> Automaton:
     if "error" in found:
         fault = "matches nothing" if "vocabulary" in found["error"] else "cannot be used"
         raise ValueError(
-            f"the pattern {pattern!r} {fault}; it describes a whole text, in the syntax of Rust's regex without anchors "
+            f"the pattern {shown(pattern)} {fault}; it describes a whole text, in the syntax of Rust's regex without anchors "
             "(^, $, \\b), look-around and back-references"
         )
     return _read(found)
 
 
 def _too_large(pattern: str, needs: str) -> ValueError:
-    return ValueError(f"the pattern {pattern[:200]!r} needs {needs}; {_REMEDY}")
+    return ValueError(f"the pattern {shown(pattern)} needs {needs}; {_REMEDY}")
 
 
 def _counts(pattern: str) -> list[str]:
