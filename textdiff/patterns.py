@@ -67,8 +67,8 @@ def compile_pattern(pattern: str) -> Automaton:
     if "error" in found:
         fault = "matches nothing" if "vocabulary" in found["error"] else "cannot be used"
         raise ValueError(
-            f"the pattern {shown(pattern)} {fault}; it describes a whole text, in the syntax of Rust's regex without anchors "
-            "(^, $, \\b), look-around and back-references"
+            f"the pattern {shown(pattern)} {fault}; it describes a whole text, in the syntax of Rust's regex without "
+            "anchors (^, $, \\b), look-around and back-references"
         )
     return _read(found)
 
