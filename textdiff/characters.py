@@ -73,6 +73,21 @@ def kinds() -> np.ndarray:
     return result
 
 
+@lru_cache(maxsize=1)
+def joining() -> np.ndarray:
+    """(N,) int8 of every code point: 0 for a LETTER, 1 for any other character, -1 where there is none.
+
+    Beyond ASCII blocks of 64 are taken for what most of them are, but for the signs of scripts that write spaces.
+    """
+    exact = np.where(kinds() == LETTER, 0, 1).astype(np.int8)
+    coarse = np.repeat((exact.reshape(-1, 64).sum(1) > 32).astype(np.int8), 64)
+    coarse[:128] = exact[:128]
+    for first, last in _SIGNS:
+        coarse[first : last + 1] = 1
+    coarse[_SURROGATES] = NONE
+    return coarse
+
+
 def _filled(usual: int, classes: Mapping[int, list[tuple[int, int]]]) -> np.ndarray:
     result = np.full(_LAST, usual, dtype=np.int8)
     for number, ranges in classes.items():

@@ -4,10 +4,9 @@ Between spaces, as str.split() has them, with the punctuation on them; in script
 own (`characters`). Two words that are set apart have one space between them, none beside a letter of such a script.
 """
 
-import numpy as np
 import torch
 
-from textdiff.characters import LETTER, NONE, SIGN, UNSPACED, kinds, over_bytes
+from textdiff.characters import LETTER, NONE, SIGN, UNSPACED, joining, kinds, over_bytes
 from textdiff.constraints import Automaton
 from textdiff.joining import MAX_STATES
 
@@ -70,9 +69,8 @@ def containing_word(string: str) -> Automaton:
     "war" is in "the war" and in "post-war", not in "warm"; in scripts without spaces a word begins and ends at every letter.
     """
     signs = sorted({*string})
-    classes = np.where(kinds() == LETTER, 1, 0).astype(np.int8)
-    classes[0xD800:0xE000] = NONE
-    joins = [bool(classes[ord(sign)]) for sign in signs] + [False, True]
+    classes = joining().copy()
+    joins = [not classes[ord(sign)] for sign in signs] + [True, False]
     for place, sign in enumerate(signs):
         classes[ord(sign)] = place + 2
     columns = [*range(2, len(signs) + 2), 0, 1]  # of `joins`
