@@ -274,8 +274,8 @@ def test_the_leftmost_embedding_is_noticed(leftmost) -> None:
 
 @pytest.mark.parametrize("rule", [fresh, posterior, partial(0.3)], ids=["fresh", "posterior", "partial"])
 def test_bare_deletion_is_consistent(rule) -> None:
-    """Su's law without places, N = 50,000; and nothing but markers tells the state from its words."""
-    count, t, s = 50_000, time(50_000, 0.8), time(50_000, 0.45)
+    """Su's law without places, N = 25,000; and nothing but markers tells the state from its words."""
+    count, t, s = 25_000, time(25_000, 0.8), time(25_000, 0.45)
     xt, draw = laws.halfway(BARE, laws.plain, count)
     xs = BARE.corrupt(draw.x0, rule(BARE, xt, unplaced(draw), t, s, Key.of(1, count)), s)
     assert fit(laws.tally(xs.ids), laws.law(BARE, laws.plain, 0.45)) > 1e-6
@@ -293,7 +293,7 @@ SPANNED = Deletion(SPECIALS, empty=0, spans=(3,))
 
 def forth(process: Deletion, text) -> float:
     """The chance of x_s through x_t, where places have to be found, and x_s directly as far apart as they are."""
-    count, t, s = 50_000, time(50_000, 0.8), time(50_000, 0.45)
+    count, t, s = 25_000, time(25_000, 0.8), time(25_000, 0.45)
     xt, draw = laws.halfway(process, text, count)
     xs = process.corrupt(draw.x0, posterior(process, xt, unplaced(draw), t, s, Key.of(1, count)), s)
     direct = process.corrupt(draw.x0, process.noise(draw.x0, Key.of(2, count)), s)
@@ -301,7 +301,7 @@ def forth(process: Deletion, text) -> float:
 
 
 def test_spans_whose_places_are_not_known_take_the_baseline(monkeypatch) -> None:
-    """Su's law: which embedding is likelier hangs on the spans. The control takes all for alike. N = 50,000, 1e-6."""
+    """Su's law: which embedding is likelier hangs on the spans. The control takes all for alike. N = 25,000, 1e-6."""
     assert forth(SPANNED, laws.plain) > 1e-6
     monkeypatch.setattr(type(SPANNED.uniform), "independent", property(lambda self: True))
     assert forth(SPANNED, laws.plain) < 1e-6

@@ -124,10 +124,8 @@ def test_no_rule_is_forgotten() -> None:
 
 
 QUICK = {
-    ("posterior", 2),
     ("posterior", 4),
     ("partial:0.5", 4),
-    ("forward-backward", 4),
     ("threshold:0.6", 4),
     ("ranked:margin", 4),
 }

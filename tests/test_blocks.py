@@ -426,7 +426,7 @@ def test_later_blocks_do_not_show_in_earlier_ones(shift: bool) -> None:
 # ----------------------------------------------------------------------------------------------------------- its law
 
 
-TOY, COUNT = Specials(pad=PAD, bos=BOS, mask=MASK, gap=GAP, size=WORD + 2), 4_000
+TOY, COUNT = Specials(pad=PAD, bos=BOS, mask=MASK, gap=GAP, size=WORD + 2), 2_000
 ONE_TEXT = [BOS] + [WORD] * 5  # blocks of two: BOS and a word, two words, two words
 Text = tuple[int, ...]
 

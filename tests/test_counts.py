@@ -23,7 +23,7 @@ from textdiff.tokens import Tokens
 from textdiff.udm import UDM
 
 WORD = 4
-COUNT = 100_000
+COUNT = 50_000
 N = 5  # free tokens of the text
 T, S = 0.8, 0.4  # 4 of 5, then 2 of 5
 RULES = [pytest.param(rule, id=name) for name, rule in (("fresh", fresh), ("0", posterior), (".3", partial(0.3)))]
@@ -99,7 +99,7 @@ def bits(x: Tokens) -> list[int]:
 def test_a_step_hides_a_uniform_subset() -> None:
     """Identity 15: of what x_t hides x_s hides a uniform subset, so that the overlap with any set is hypergeometric.
 
-    N = 100,000, chi-square over 5 * 6 = 30 pairs of sets and over the overlap; false alarm 1e-6 each.
+    N = 50,000, chi-square over 5 * 6 = 30 pairs of sets and over the overlap; false alarm 1e-6 each.
     """
     process, x0, key = Masking(SPECIALS, counts=True), many(text(), COUNT), Key.of(1, COUNT)
     t, s = time(COUNT, T), time(COUNT, S)
@@ -162,7 +162,7 @@ def stepped(process: Masking, rule, x0: Tokens, key: Key) -> dict[int, int]:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_consistency_of_counts(rule) -> None:
-    """Identity 2, Su's law, for ranks: through x_t to q(x_s | x_0), by enumeration. N = 100,000, false alarm 1e-6."""
+    """Identity 2, Su's law, for ranks: through x_t to q(x_s | x_0), by enumeration. N = 50,000, false alarm 1e-6."""
     process, x0, key = Masking(SPECIALS, counts=True), many(text(), COUNT), Key.of(3, COUNT)
     assert sum(law(process, text(), S).values()) == pytest.approx(1, abs=1e-12)
     assert fit(stepped(process, rule, x0, key), law(process, text(), S)) > 1e-6
@@ -249,7 +249,7 @@ def agrees(draws: torch.Tensor, exact: float) -> bool:
 
 @pytest.mark.parametrize(("spans", "size"), [((3,), 2), ((1, 4), 3)])
 def test_the_bound_of_spans(spans, size) -> None:
-    """`probe` against the integral by hand, for a network that is consistent with nothing. N = 100,000, 1e-6.
+    """`probe` against the integral by hand, for a network that is consistent with nothing. N = 50,000, 1e-6.
 
     Controls: the law of other spans, and the K-uniform draw, which is not theirs.
     """
@@ -327,9 +327,9 @@ def conditioned(log_q: torch.Tensor, count: int | None) -> dict[int, float]:
 def test_changes(number: int) -> None:
     """Identity 13: as many changes as the process says, always, and the draw's law is the product on that condition.
 
-    N = 60,000, chi-square over the texts with so many changes; false alarm 1e-6. The control leaves the condition out.
+    N = 20,000, chi-square over the texts with so many changes; false alarm 1e-6. The control leaves the condition out.
     """
-    count, denoiser = 60_000, Changes(Rows(LOGITS), EDIT)
+    count, denoiser = 20_000, Changes(Rows(LOGITS), EDIT)
     xt, t = seen(count), time(count, number / SIZE)
     with torch.no_grad():
         draw = denoiser(xt, t).sample(Decode(), Key.of(8, count))

@@ -1,6 +1,6 @@
 """Edits: the promises of every process, Su's law, and that a perfect denoiser samples the data; also with places hidden.
 
-N = 100,000 texts per statistical test unless said otherwise; p > 1e-6 is its rate of false alarm.
+N = 50,000 texts per statistical test unless said otherwise; p > 1e-6 is its rate of false alarm.
 """
 
 import math
@@ -30,7 +30,7 @@ from textdiff.udm import UDM, Objective
 SPECIALS = Specials(pad=0, bos=1, mask=2, gap=3)
 A, B = 4, 5
 WORDS = torch.tensor([A, B])
-COUNT, T, S = 100_000, 0.8, 0.45
+COUNT, T, S = 50_000, 0.8, 0.45
 KINDS = (0.3, 0.3, 0.4)
 
 ALL = Edit(SPECIALS, WORDS, kinds=KINDS)

@@ -160,7 +160,7 @@ def alone(confidence: str):
 def test_one_token_a_step(rule, confidence: str, exact: bool) -> None:
     """Identity 4: true marginals, one token a step, sample the data in any order that is chosen from x_t alone.
 
-    Chosen by the probability of the word that was drawn the order is biased (LLaDA's low confidence). N = 100,000.
+    Chosen by the probability of the word that was drawn the order is biased (LLaDA's low confidence). N = 50,000.
     """
     words = [[A, A, A]] * 3 + [[B, B, A]] * 2 + [[A, B, A]]
     model = Spoiled(Oracle(ONE_BY_ONE, data(words)), alone(confidence))

@@ -50,7 +50,7 @@ SPECIALS = Specials(pad=0, bos=1, mask=2, gap=3)
 A, B = 4, 5
 BASE = 6  # ids are below it
 T, S = 0.8, 0.45  # where the step starts and where it ends
-COUNT = 100_000  # texts, unless said otherwise
+COUNT = 50_000  # texts, unless said otherwise
 RULES = [pytest.param(partial(rho), id=f"rho={rho}") for rho in (0, 0.3, 1)]
 
 MASKING, DELETION = Masking(SPECIALS), Deletion(SPECIALS)
@@ -205,7 +205,7 @@ CASES = [
 @pytest.mark.parametrize(("process", "text"), CASES)
 def test_consistency(process: Process, text, rule: Rule) -> None:
     """Su's law: the way through x_t leads to q(x_s | x_0)."""
-    # N = 100,000 texts, false alarm 1e-6
+    # N = 50,000 texts, false alarm 1e-6
     assert fit(step(process, text, rule), law(process, text, S)) > 1e-6
 
 
@@ -232,7 +232,7 @@ def directly(process: Process, text: Callable[[], Tokens]) -> dict[int, int]:
 @pytest.mark.parametrize(("process", "text"), SPANNED)
 def test_consistency_of_spans(process: Process, text, rule: Rule) -> None:
     """Spans cannot be enumerated: the law through x_t against direct corruption at s."""
-    # two samples of 100,000 texts, false alarm 1e-6
+    # two samples of 50,000 texts, false alarm 1e-6
     assert same(step(process, text, rule), directly(process, text)) > 1e-6
 
 
@@ -335,10 +335,12 @@ def law_of(words: list[list[int]]) -> dict[int, float]:
     return {state: count / len(words) for state, count in tally(data(words).ids).items()}
 
 
-def samples(denoiser: Denoiser, process: Process, words: list[list[int]], rule: Rule, steps: int) -> dict[int, int]:
+def samples(
+    denoiser: Denoiser, process: Process, words: list[list[int]], rule: Rule, steps: int, count: int = COUNT
+) -> dict[int, int]:
     """What the sampler makes of the prior, which is a point (test_contract.py)."""
-    key = Key.of(8, COUNT)
-    x = process.prior(many(data(words)[-1:], COUNT), key)
+    key = Key.of(8, count)
+    x = process.prior(many(data(words)[-1:], count), key)
     last = list(sample(denoiser, process, x, steps=steps, key=key, rule=rule))[-1]
     return tally(last.x.ids)
 
@@ -369,7 +371,7 @@ SAMPLERS = [
 @pytest.mark.parametrize(("process", "words"), ORACLES)
 def test_a_perfect_denoiser_samples_the_data(process, words, rule, steps, oracles) -> None:
     """Identity 3: every rule that keeps Su's law gives the data exactly, in any number of steps, in one as well."""
-    # N = 100,000 texts, false alarm 1e-6
+    # N = 50,000 texts, false alarm 1e-6
     assert fit(samples(oracles[name_of(process)], process, words, rule, steps), law_of(words)) > 1e-6
 
 
@@ -409,12 +411,12 @@ def confident(exact: Posterior, xt: Tokens, t: float, key: Key, draw: Draw) -> D
 
 
 def test_imperfect_samplers_are_noticed(oracles) -> None:
-    """The wrong alignment, tokens without their joint law, and the ranking by the confidence of the drawn token."""
+    """The wrong alignment, by 100,000 texts; tokens without their joint law; the ranking by the drawn token's confidence."""
     words = [[A, A, B], [B, A, A]]  # which A is left says where the B was: a greedy search is wrong there
     oracle, leftmost = Oracle(OFTEN, data(words)), Leftmost(OFTEN, data(words))
     greedy = Spoiled(oracle, lambda exact, xt, t, key, draw: leftmost(xt, draw, t))
-    assert fit(samples(oracle, OFTEN, words, posterior, 4), law_of(words)) > 1e-6
-    assert fit(samples(greedy, OFTEN, words, posterior, 4), law_of(words)) < 1e-6
+    assert fit(samples(oracle, OFTEN, words, posterior, 4, 100_000), law_of(words)) > 1e-6
+    assert fit(samples(greedy, OFTEN, words, posterior, 4, 100_000), law_of(words)) < 1e-6
 
     words = FIXED_LENGTH
     spoiled = Spoiled(oracles["Masking"], factorised)

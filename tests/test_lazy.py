@@ -313,7 +313,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "rule", "steps"), RUNS)
 def test_a_perfect_denoiser_that_draws_late_samples_the_data(name: str, rule: str, steps: int) -> None:
-    """Identity 3 with words drawn when they are asked for, by rules that hide again, too. N = 100,000, false alarm 1e-6."""
+    """Identity 3 with words drawn when they are asked for, by rules that hide again, too. N = 50,000, false alarm 1e-6."""
     process = PROCESSES[name]
     words = TEXTS["any" if name in ("staged", "edit", "edit by masks") else "fixed"]
     if name == "mixture":  # with replacement the prior tells the component, not the data

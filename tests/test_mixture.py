@@ -42,7 +42,7 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("text", [plain, patterned])
 def test_consistency(text, rule) -> None:
-    """Identity 2, two samples of 100,000 texts, false alarm 1e-6."""
+    """Identity 2, two samples of 50,000 texts, false alarm 1e-6."""
     assert same(step(MIXED, text, rule), directly(MIXED, text)) > 1e-6
 
 
@@ -54,7 +54,7 @@ def test_another_mixture_is_noticed() -> None:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("steps", [1, 2, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_perfect_denoiser_samples_the_data(rule, steps) -> None:
-    """Identity 3 for texts of one length, whose prior each component reaches. N = 100,000, false alarm 1e-6."""
+    """Identity 3 for texts of one length, whose prior each component reaches. N = 50,000, false alarm 1e-6."""
     words = [[A, A, A]] * 3 + [[B, B, B]] * 2 + [[A, B, A]]
     assert fit(samples(Oracle(MIXED, data(words)), MIXED, words, rule, steps), law_of(words)) > 1e-6
 

@@ -25,7 +25,7 @@ def tools() -> dict:
 @pytest.mark.parametrize("rule", [fresh, posterior, partial(0.3)], ids=["fresh", "posterior", "rho"])
 @pytest.mark.parametrize("start", [0.25, 0.7])
 def test_a_perfect_denoiser_gives_the_data_from_any_time(start: float, rule) -> None:
-    """x_t of the data at any t, run back, is data. N = 100,000, chi-square, false alarm 1e-6."""
+    """x_t of the data at any t, run back, is data. N = 50,000, chi-square, false alarm 1e-6."""
     words = data(FIXED_LENGTH)
     x0 = words[torch.arange(COUNT) % len(words)]
     key, t = Key.of(0, COUNT), time(COUNT, start)

@@ -301,7 +301,7 @@ def dataset() -> Tokens:
     )
 
 
-DRAWS = 100_000
+DRAWS = 50_000
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,7 @@ SAMPLERS = [
 
 @pytest.mark.parametrize(("name", "rule", "steps"), SAMPLERS)
 def test_a_perfect_denoiser_samples_the_data(name: str, rule: str, steps: int, oracles) -> None:
-    """Identity 3: the data exactly, by every rule and in any number of steps. N = 100,000, false alarm 1e-6."""
+    """Identity 3: the data exactly, by every rule and in any number of steps. N = 50,000, false alarm 1e-6."""
     law = {state: number / len(dataset()) for state, number in counted(dataset().ids).items()}
     got = samples(oracles[name], PROCESSES[name], RULES[rule], steps)
     assert fit(got, law) > 1e-6
