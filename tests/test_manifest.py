@@ -4,6 +4,7 @@ Every way to save, by every kind of model, against every way to open; a flipped 
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from transformers import pipeline
 import textdiff
 from textdiff.checkpoint import CONFIG_NAME, load
 from textdiff.cli import main
-from textdiff.manifest import CARD, MANIFEST, foreign_files, verify_folder, write_folder
+from textdiff.manifest import CARD, MANIFEST, digest, foreign_files, is_read, verify_folder, write_folder
 from textdiff.pipelines import open_diffusion, open_infilling
 
 TEXT = "We [GAP:2] on."
@@ -122,6 +123,84 @@ def test_an_export_may_be_replaced(copy: Path) -> None:
     (copy / MANIFEST).unlink()
     tiny_checkpoint("autoregressive").save(copy)
     assert load(copy).config.denoiser == "autoregressive" and foreign_files(copy, NAMES[:-1]) == []
+
+
+ADDED = (
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "tokenizer.model",
+    "vocab.json", "vocab.txt", "merges.txt", "generation_config.json", "adapter_config.json", "adapter_model.safetensors",
+    "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "modeling_mine.py",
+    "processor_config.json", "additional_chat_templates/tool.jinja",
+)  # fmt: skip
+HARMLESS = (
+    "README.md", "LICENSE", "run.json", "log.jsonl", "recipe.yaml", "loss.png", "notes.txt", "results.json",
+    ".gitattributes", "states/step-00000002/model.safetensors", "tensorboard/events.out.tfevents.1",
+    ".ipynb_checkpoints/a.py",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("opener", ["load", "open_infilling", "open_diffusion"])
+def test_a_file_that_is_read_and_was_not_saved_is_refused(copy: Path, opener: str) -> None:
+    """One at a time, also where the folder was opened before; what no loader reads may stand there."""
+    OPENERS[opener](str(copy))
+    for name in [name for name in ADDED if name not in json.loads((copy / MANIFEST).read_text())["files"]]:
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text('{"mask_token": "a"}')
+        with pytest.raises(
+            ValueError, match=rf"{re.escape(name)} would be read with the model, and is not in its"
+        ) as error:
+            OPENERS[opener](str(copy))
+        assert "\n" not in str(error.value)
+        (copy / name).unlink()
+    for name in HARMLESS:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_text("{}")
+    OPENERS[opener](str(copy))
+    (copy / MANIFEST).unlink()
+    (copy / "special_tokens_map.json").write_text("{}")
+    OPENERS[opener](str(copy))  # folders without a manifest are loaded as they are
+
+
+def test_every_file_that_transformers_names_is_known_to_be_read() -> None:
+    """The names in its tokenizers, and those of its constants; controls are files that it does not read."""
+    import transformers
+
+    home = Path(transformers.__file__).parent
+    names = {
+        name
+        for file in home.glob("models/*/tokenization_*.py")
+        for table in re.findall(r"VOCAB_FILES_NAMES = \{[^}]*\}", file.read_text("utf-8"))
+        for name in re.findall(r': "([^"]+)"', table)
+    }
+    constants = (home / "utils" / "__init__.py").read_text("utf-8")
+    names |= {name for name in re.findall(r'^[A-Z_0-9]+ = "([\w.]+\.\w+)"', constants, re.MULTILINE)} - {
+        "modelcard.json"
+    }
+    assert len(names) > 25 and {name for name in names if not is_read(name)} == set()
+    assert not any(is_read(name) for name in HARMLESS if "/" not in name)
+
+
+def test_saving_leaves_no_file_that_is_read_with_another_model(copy: Path) -> None:
+    """What an earlier export wrote goes, what a user put there is in the way; the permissions are those of the umask."""
+    files = json.loads((copy / MANIFEST).read_text())
+    (copy / "vocab.json").write_text("{}")
+    with pytest.raises(ValueError, match="vocab.json was not written by textdiff, and would be read with the model"):
+        tiny_checkpoint("parallel").save(copy)
+    files["files"]["vocab.json"] = digest(copy / "vocab.json")
+    (copy / MANIFEST).write_text(json.dumps(files))
+    load(copy)
+    before = os.umask(0o027)
+    try:
+        tiny_checkpoint("parallel").save(copy)
+    finally:
+        os.umask(before)
+    assert not (copy / "vocab.json").exists() and load(copy).config.denoiser == "parallel"
+    assert {file.stat().st_mode & 0o777 for file in copy.iterdir() if file.is_file()} == {0o640}
+
+
+@pytest.mark.parametrize("path", ["/", "/..", "//"])
+def test_nothing_is_saved_to_the_root(path: str) -> None:
+    with pytest.raises(ValueError, match="cannot save to '.*', the root folder; name a folder in it"):
+        write_folder(path, lambda part: None)
 
 
 @pytest.mark.parametrize("path", ["", "file"])

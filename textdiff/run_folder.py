@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from textdiff.manifest import MANIFEST, digest
-from textdiff.saving import foreign_in, newest_state, remove_states
+from textdiff.manifest import MANIFEST, digest, is_read, is_root
+from textdiff.saving import damage, foreign_in, newest_state, remove_states
 
 fcntl: Any
 try:
@@ -63,10 +63,13 @@ class RunFolder:
             held: Whether the caller holds the folder.
 
         Raises:
-            ValueError: For what is not a folder, cannot be written, is held by another run, holds files of others that
-                the run would replace, or holds a run that neither `resume` nor `overwrite` was given for.
+            ValueError: For what is not a folder, is the root, cannot be written, is held by another run, holds files of
+                others that the run would replace, or that would be read with its checkpoint, or holds a run that neither
+                `resume` nor `overwrite` was given for.
         """
         check_writable(self.path, self.name)
+        if is_root(self.path):
+            raise ValueError(f"{self.name} {self.path} is the root folder; give a folder of the run's own")
         if not self.path.is_dir():
             if resume:
                 raise ValueError(self._nothing_to_resume())
@@ -83,12 +86,17 @@ class RunFolder:
         if (strange := self._in_the_way(own)) is not None:
             changed = strange.relative_to(self.path).as_posix() in (own or {})
             reason = "was changed since the run wrote it" if changed else "was not written by a run"
+            fate = "it is not written over" if changed or _is_written(strange.name) else "it may not lie beside a model"
             raise ValueError(
-                f"{self.name} {self.path}: {strange.relative_to(self.path)} {reason}, so it is not written over; move "
-                "it, or give another folder"
+                f"{self.name} {self.path}: {strange.relative_to(self.path)} {reason}, so {fate}; move it, or give another "
+                "folder"
             )
 
     def _nothing_to_resume(self) -> str:
+        _, damaged = newest_state(self.states, weights=False)
+        if damaged:
+            what = damage(damaged[0], weights=False)
+            return f"{damaged[0]} is damaged ({what}); copy it again, or begin anew with --overwrite"
         return f"{self.name} {self.path} has no training state to resume; leave --resume out to begin"
 
     @contextmanager
@@ -225,9 +233,10 @@ class RunFolder:
         return any((self.path / name).exists() for name in own if name.endswith("config.json"))
 
     def _in_the_way(self, own: dict[str, str | None] | None) -> Path | None:
-        """Return something that no run wrote and a run would replace."""
+        """Return something that no run wrote and that a run would replace, or that would be read with its checkpoint."""
         for entry in sorted(self.path.iterdir()):
-            if _is_written(entry.name) and not self._is_own(entry.name, own or {}):
+            beside = _is_written(entry.name) or (is_read(entry.name) and not entry.is_dir())
+            if beside and not self._is_own(entry.name, own or {}):
                 return entry
         board = self.path / BOARD
         if os.path.lexists(board) and not (board.is_dir() and (own is not None or not any(board.iterdir()))):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textdiff.manifest import digest, flush
+from textdiff.manifest import digest, flush, like
 
 MANIFEST, FACTS, TOKENIZER = "manifest.json", "facts.json", "tokenizer"
 _NAME, _PART = re.compile(r"step-(\d{8,})"), re.compile(r"\.part-\d{8,}")
@@ -78,6 +78,7 @@ def _write(
         except SafetensorError as error:
             raise OSError(f"{part} cannot be written ({error}); see whether the disk is full") from error
     (part / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
+    like(part / FACTS, (part / f"{name}.safetensors" for name in tensors))
     if attach is not None:
         attach(part / TOKENIZER)
     files = {file.relative_to(part).as_posix(): digest(file) for file in sorted(_files(part))}
@@ -115,12 +116,24 @@ def newest_state(folder: Path, *, weights: bool = True) -> tuple[Path | None, li
 
 def verify(state: Path, *, weights: bool = True) -> bool:
     """Whether every file of the state is there and is what was written."""
+    return damage(state, weights=weights) is None
+
+
+def damage(state: Path, *, weights: bool = True) -> str | None:
+    """Return what is wrong with a state: the first file that is missing or is not what was written; None for nothing."""
     try:
-        files = json.loads((state / MANIFEST).read_text(encoding="utf-8"))
-        wanted = {name: expected for name, expected in files.items() if weights or not name.endswith(".safetensors")}
-        return bool(files) and all(digest(state / name) == expected for name, expected in wanted.items())
-    except (OSError, ValueError, AttributeError):
-        return False
+        files = dict(json.loads((state / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return f"{MANIFEST} is missing or cannot be read"
+    if not files:
+        return f"{MANIFEST} names no files"
+    for name, expected in files.items():
+        try:
+            if (weights or not name.endswith(".safetensors")) and digest(state / name) != expected:
+                return f"{name} is not what was written"
+        except (OSError, ValueError) as error:
+            return f"{name} cannot be read ({getattr(error, 'strerror', None) or error})"
+    return None
 
 
 def read_facts(state: Path) -> dict[str, Any]:
