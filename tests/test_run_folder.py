@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from textdiff.resuming import compare_fingerprints
 from textdiff.run_folder import BOARD, LOCK, LOG, RECIPE, STATES, RunFolder
 from textdiff.saving import remove_states, write_state
 
@@ -191,6 +192,57 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
         RunFolder(tmp_path / ("x" * 300)).check()
     RunFolder(tmp_path / "a" / "b").check()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["/", "/../", "//"])
+def test_the_root_is_no_folder_of_a_run(path: str) -> None:
+    before = sorted(Path("/").iterdir())
+    with pytest.raises(ValueError, match=r"trainer.out /+(\.\.)? is the root folder; give a folder of the run's own"):
+        RunFolder(path).check()
+    assert sorted(Path("/").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "chat_template.json", "model.bin", "modeling_mine.py"])
+def test_what_would_be_read_with_the_checkpoint_is_in_the_way(name: str, tmp_path: Path) -> None:
+    """Of a run's checkpoint, that could not be opened then."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"{name} was not written by a run, so it may not lie beside a model; move it"):
+        a_run(tmp_path)
+    (tmp_path / name).rename(tmp_path / "notes.txt")
+    a_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["facts.json", "manifest.json", "tokenizer"])
+def test_a_state_that_is_damaged_is_named(name: str, tmp_path: Path) -> None:
+    """Where it is the only one; the damage is told, and what can be done."""
+    state = write_state(tmp_path / STATES, 2, tensors(), {"step": 2}, 1, lambda part: _put(part / "tokenizer.json"))
+    name = "tokenizer/tokenizer.json" if name == "tokenizer" else name
+    whole = (state / name).read_bytes()
+    (state / name).write_bytes(whole[:1] + bytes([whole[1] ^ 129]) + whole[2:])
+    said = "is missing or cannot be read" if name == "manifest.json" else "is not what was written"
+    with pytest.raises(
+        ValueError, match=f"step-00000002 is damaged .{name} {said}.; copy it again, or begin anew with"
+    ):
+        RunFolder(tmp_path).check(resume=True)
+    (state / name).write_bytes(whole)
+    RunFolder(tmp_path).check(resume=True)
+    assert {file.stat().st_mode for file in state.iterdir() if file.is_file()} == {
+        (state / "facts.json").stat().st_mode
+    }
+
+
+def _put(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text("{}")
+
+
+def test_a_state_with_more_steps_than_are_asked_for_is_told(tmp_path: Path) -> None:
+    facts = {"step": 3, "settings": {}}
+    with pytest.raises(
+        ValueError, match=r"state has 3 steps, more than trainer.steps 2; give --trainer.steps 3 or more"
+    ):
+        compare_fingerprints(tmp_path / "state", facts, {}, {"trainer.steps": 2})
+    compare_fingerprints(tmp_path / "state", facts, {}, {"trainer.steps": 3})
 
 
 def test_a_link_to_a_folder_is_that_folder(tmp_path: Path) -> None:

@@ -80,10 +80,11 @@ def compare_settings(state: Path, facts: Mapping[str, Any], settings: Mapping[st
 def compare_fingerprints(
     state: Path, facts: Mapping[str, Any], fingerprints: Mapping[str, str], settings: Mapping[str, Any]
 ) -> None:
-    """Compare what a resumed run learns from, reads with and trains with what its state records.
+    """Compare what a resumed run learns from, reads with and trains with what its state records, and how far it is to go.
 
     Raises:
-        ValueError: For the first that differs, with the option that names it, both fingerprints and the remedy.
+        ValueError: For the first that differs, with the option that names it, both fingerprints and the remedy; and for
+            fewer steps than the state has.
     """
     before = facts.get("fingerprints", {})
     for name, value in fingerprints.items():
@@ -94,6 +95,11 @@ def compare_fingerprints(
                 f"{state} was trained with other {name}: {before[name]} ({option} {_word(old)}) then, {value} ({option} "
                 f"{_word(new)}) now; give the {name} it was trained with, {REMEDY}"
             )
+    done, asked = facts.get("step", 0), settings.get("trainer.steps")
+    if asked is not None and asked < done:
+        raise ValueError(
+            f"{state} has {done} steps, more than trainer.steps {asked}; give --trainer.steps {done} or more, {REMEDY}"
+        )
 
 
 def compare_world(facts: Mapping[str, Any], world: int) -> list[str]:
