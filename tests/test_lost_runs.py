@@ -3,6 +3,7 @@
 And a run that goes on is the same run, or says what differs.
 """
 
+import io
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import torch
@@ -501,6 +502,36 @@ def test_a_signal_in_the_last_measurement(world: Path, tmp_path: Path) -> None: 
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_command_ends_as_the_script_does(
+    number: int,
+    world: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    """`textdiff train`, while it trains and while it starts: the signal's code and one line; no handler is left behind."""
+    turn, words = Trainer._turn, words_of(recipe(world, tmp_path / "run", steps=4))
+
+    def stopped(trainer: Trainer, examples: list) -> None:
+        if trainer.step == 1:
+            send(number)
+        turn(trainer, examples)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_turn", stopped)
+        assert cli(["train", *words]) == 128 + number
+    said = [
+        line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.startswith("textdiff train: ")
+    ]
+    assert len(said) == 1 and "stopped at step 2; saved" in said[0] and newest(tmp_path / "run")[1]["step"] == 2
+    monkeypatch.setattr("textdiff.recipe.read_recipe", lambda *args: send(number))
+    assert cli(["train", *words]) == 128 + number
+    assert capsys.readouterr().err == f"\ntextdiff train: stopped by {signal.Signals(number).name}\n"
+    assert signal.getsignal(number) == before
+
+
 def test_a_second_ctrl_c_does_not_wait_for_a_state(world: Path, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
     """Not even while one is written, of which nothing is left."""
     trainer = recipe(world, tmp_path / "run", steps=9, save_every=2).build()
@@ -520,11 +551,12 @@ def test_a_second_ctrl_c_does_not_wait_for_a_state(world: Path, tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("wait", [0.3, 2.0, None])
-def test_a_signal_at_any_time(number: int, wait: float | None, world: Path, tmp_path: Path) -> None:  # noqa: F811
-    """`train.py` in a process of its own, while it loads, while it prepares, and once it trains."""
+@pytest.mark.parametrize("program", [["train.py"], ["-m", "textdiff", "train"]])
+def test_a_signal_at_any_time(number: int, wait: float | None, program: list[str], world: Path, tmp_path: Path) -> None:  # noqa: F811
+    """In a process of its own, while it loads, while it prepares, and once it trains."""
     made = recipe(world, tmp_path / "run", steps=100_000)
     process = subprocess.Popen(
-        [sys.executable, "train.py", *words_of(made)],
+        [sys.executable, *program, *words_of(made)],
         cwd=ROOT,
         env=environment(world),
         stderr=subprocess.PIPE,
@@ -537,7 +569,8 @@ def test_a_signal_at_any_time(number: int, wait: float | None, world: Path, tmp_
     process.send_signal(number)
     said = process.communicate(timeout=120)[1].replace("\r", "\n")
     assert process.returncode == 128 + number and "Traceback" not in said
-    (line,) = [line for line in said.split("\n") if line.startswith("train.py: ")]
+    prog = " ".join(["textdiff", "train"] if "-m" in program else program)
+    (line,) = [line for line in said.split("\n") if line.startswith(f"{prog}: ")]
     assert ("--resume goes on" in line) == (wait is None) or "stopped" in line
 
 
@@ -558,3 +591,68 @@ def test_a_signal_to_all_of_a_torchrun(number: int, world: Path, tmp_path: Path)
     (line,) = [line for line in said.split("\n") if line.startswith("train.py: ")]
     assert "--resume goes on" in line and newest(tmp_path / "run")[1]["step"] > 0
     assert 'train.py"' not in said.split("Traceback")[-1]  # torchrun's own
+
+
+# ------------------------------------------------------------------------------------------------- nobody who reads it
+
+
+class Full(io.StringIO):
+    """A stream on a disk that is full."""
+
+    def write(self, text: str = "") -> int:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        self.write()
+
+
+def left() -> TextIO:
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def shut() -> TextIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+NOBODY: dict[str, Callable[[], Any]] = {
+    "left": left,
+    "full": Full,
+    "shut": shut,
+    "closed": lambda: None,
+    "ascii": lambda: io.TextIOWrapper(io.BytesIO(), "ascii"),
+}
+
+
+@pytest.mark.parametrize("kind", NOBODY)
+def test_a_run_that_nobody_listens_to(kind: str, world: Path, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
+    """Whatever standard output and standard error are, the run is made, also in the place of an older one."""
+    out = tmp_path / "größe"
+    words = words_of(recipe(world, out, steps=2, measure_every=1, show_every=1, save_every=1))
+    for more in ([], ["--trainer.overwrite"]):
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, NOBODY[kind]())
+        assert cli(["train", *words, *more]) == 0
+        assert newest(out)[1]["step"] == 2 and (out / "model.safetensors").exists()
+        shutil.rmtree(out / "states")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_trainer_that_nobody_listens_to(name: str, world: Path, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
+    """From Python, too; afterwards the streams are those that they were."""
+    trainer, stream = recipe(world, tmp_path / "run", steps=2, measure_every=1).build(), Full()
+    monkeypatch.setattr(sys, name, stream)
+    trainer.run()
+    assert newest(tmp_path / "run")[1]["step"] == 2 and getattr(sys, name) is stream
+
+
+def test_a_pipe_that_breaks_inside_a_run_is_no_reader_who_left(capsys: Any) -> None:
+    """It is an error of the run, not the end of what is to be said."""
+    assert run_command(raises(BrokenPipeError(32, "Broken pipe")), "x") == 2
+    assert capsys.readouterr().err == "x: [Errno 32] Broken pipe\n"
+    assert run_command(raises(BrokenPipeError(32, "Broken pipe")), "x", trains=False) == 0
+    assert capsys.readouterr().err == ""

@@ -3,14 +3,14 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from textdiff.commands import EXAMPLES, USAGE, Evaluate, Generate, Infill, Refine, Score
-from textdiff.config import complain, parse
+from textdiff.launch import run_command, say
 from textdiff.terminal import read_lines, to_json, write_line
-from textdiff.words import in_order
+
+if TYPE_CHECKING:
+    from textdiff.commands import Evaluate, Generate, Infill, Refine, Score
 
 BATCH = 32  # lines of standard input that are filled together
 
@@ -19,33 +19,38 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit code: 0; 1 where some of several texts failed; 2 for bad input; 130 after Ctrl-C.
+        The exit code: 0; 1 where some of several texts failed; 2 for bad input; 128 and the signal's number after one,
+        130 after Ctrl-C (see `launch`).
     """
     words = list(sys.argv[1:] if args is None else args)
-    if words[:1] == ["--version"]:
-        print(f"textdiff {version('textdiff')}")
-        return 0
+    prog = " ".join(["textdiff", *(word for word in words[:1] if word in _COMMANDS)])
+    return run_command(lambda: _run(words), prog, trains=words[:1] == ["train"])
+
+
+def _run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
+        from textdiff.commands import USAGE
+
         print(USAGE)
         return 0 if words else 2
-    if words[0] not in _COMMANDS:
-        return complain(ValueError(f"unknown command {words[0]!r}; there are {', '.join(_COMMANDS)}"), "textdiff")
-    prog = f"textdiff {words[0]}"
-    try:
-        code = _COMMANDS[words[0]](words[1:], prog)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop}" if str(stop) else "\nstopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # whoever read the output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"textdiff {version('textdiff')}")
         return 0
-    except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
-        return int(leave.code or 0)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        return complain(error if str(error) else type(error)("not enough memory"), prog)
+    if words[0] not in _COMMANDS:
+        raise ValueError(f"unknown command {words[0]!r}; there are {', '.join(_COMMANDS)}")
+    return _COMMANDS[words[0]](list(words[1:]), f"textdiff {words[0]}")
+
+
+def _asked(name: str, args: Sequence[str], prog: str) -> Any:
+    """What was asked of a command, as its dataclass of `commands` has it."""
+    from textdiff import commands
+    from textdiff.config import parse
+    from textdiff.words import in_order
+
+    kind = getattr(commands, name.capitalize())
+    return parse(kind, in_order(kind, args), prog=prog, description=commands.EXAMPLES[name])
 
 
 def train(args: list[str], prog: str) -> int:
@@ -56,13 +61,13 @@ def train(args: list[str], prog: str) -> int:
     _quiet()
     figures = recipe.build().run()
     shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-    print(f"saved {recipe.trainer.out} ({shown}); the curve is {recipe.trainer.out}/loss.png")
+    say(f"saved {recipe.trainer.out} ({shown}); the curve is {recipe.trainer.out}/loss.png")
     return 0
 
 
 def infill(args: list[str], prog: str) -> int:
     """textdiff infill."""
-    command = parse(Infill, in_order(Infill, args), prog=prog, description=EXAMPLES["infill"])
+    command: Infill = _asked("infill", args, prog)
     texts, model = list(command.words), command.model
     if model is None and texts and "[GAP" not in texts[0]:
         model = texts.pop(0)
@@ -93,7 +98,7 @@ def _given(texts: Sequence[str], verb: str, remedy: str = "") -> Iterator[str]:
 
 def refine(args: list[str], prog: str) -> int:
     """textdiff refine."""
-    command = parse(Refine, in_order(Refine, args), prog=prog, description=EXAMPLES["refine"])
+    command: Refine = _asked("refine", args, prog)
     drafts = list(_given(command.texts, "refine"))
     pipeline = _pipeline(command.model, command.sampling.tune, "; the first word is the model")
     alone = len(command.texts) == 1
@@ -104,7 +109,7 @@ def refine(args: list[str], prog: str) -> int:
 
 def generate(args: list[str], prog: str) -> int:
     """textdiff generate."""
-    command = parse(Generate, in_order(Generate, args), prog=prog, description=EXAMPLES["generate"])
+    command: Generate = _asked("generate", args, prog)
     from textdiff.checkpoint import find_config, kind_of
 
     kind = kind_of(command.model) if command.model and find_config(command.model) else "text"
@@ -112,7 +117,7 @@ def generate(args: list[str], prog: str) -> int:
     return 0
 
 
-def _generate_texts(command: Generate) -> None:
+def _generate_texts(command: "Generate") -> None:
     for name, value in {"label": command.label, "out": command.out}.items():
         if value is not None:
             raise ValueError(f"--{name} {value}: {command.model or 'the model'} is a model of texts; leave it out")
@@ -135,7 +140,7 @@ def _generate_texts(command: Generate) -> None:
             write_line(text, [(len(command.prompt), len(text))])
 
 
-def _generate_images(command: Generate) -> None:
+def _generate_images(command: "Generate") -> None:
     from textdiff.pictures.show import show
 
     for name, value in {"prompt": command.prompt, "stop": command.stop, "tune": command.sampling.tune}.items():
@@ -150,7 +155,7 @@ def _generate_images(command: Generate) -> None:
 
 def score(args: list[str], prog: str) -> int:
     """textdiff score."""
-    command = parse(Score, in_order(Score, args), prog=prog, description=EXAMPLES["score"])
+    command: Score = _asked("score", args, prog)
     texts, model = list(command.words), command.model
     if model is None and texts and _is_model(texts[0]):
         model = texts.pop(0)
@@ -197,7 +202,7 @@ def _looks_like_a_model(word: str) -> bool:
 
 def evaluate(args: list[str], prog: str) -> int:
     """textdiff evaluate."""
-    command = parse(Evaluate, in_order(Evaluate, args), prog=prog, description=EXAMPLES["evaluate"])
+    command: Evaluate = _asked("evaluate", args, prog)
     if not command.model:
         raise ValueError("name at least one model, such as runs/demo")
     from textdiff.checkpoint import kind_of
@@ -211,7 +216,7 @@ def evaluate(args: list[str], prog: str) -> int:
     return 0
 
 
-def _evaluate_texts(command: Evaluate) -> tuple[list[dict[str, Any]], str]:
+def _evaluate_texts(command: "Evaluate") -> tuple[list[dict[str, Any]], str]:
     from textdiff.compare import compare, table
 
     rows = compare(
@@ -228,7 +233,7 @@ def _evaluate_texts(command: Evaluate) -> tuple[list[dict[str, Any]], str]:
     return rows, table(rows)
 
 
-def _evaluate_images(command: Evaluate) -> tuple[list[dict[str, Any]], str]:
+def _evaluate_images(command: "Evaluate") -> tuple[list[dict[str, Any]], str]:
     from textdiff.pictures.data import DIGITS, PicturesConfig
     from textdiff.pictures.scores import score, table
 

@@ -6,16 +6,19 @@
 | SIGTERM | 143 | stops at once | finishes the step, saves, stops |
 | SIGHUP, unless ignored (nohup) | 129 | stops at once | finishes the step, saves, stops |
 
-Each ends with one line on standard error. Bad input ends with code 2.
+Each ends with one line on standard error. Bad input ends with code 2. No run ends because nobody reads what it says.
 """
 
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+
+from textdiff.terminal import hold_places, lasting, settle
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun started
 
@@ -32,29 +35,58 @@ class Interrupted(KeyboardInterrupt):
         self.code = 128 + int(number)
 
 
-def run_command(command: Callable[[], None], prog: str) -> int:
+def run_command(command: Callable[[], int | None], prog: str, *, trains: bool = True) -> int:
     """Run a command to its exit code, and tell errors of input and signals in one line.
 
     Args:
-        command: What is to be done, its imports included: loading takes seconds, in which signals come, too.
+        command: What is to be done, its imports included: loading takes seconds, in which signals come, too. It may return
+            an exit code.
         prog: The name that the line begins with.
+        trains: Whether it goes on where nobody takes its standard output any more. Others then end, without a word where
+            it is the reader who has enough.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop_at_once)
-    try:
-        command()
-        return 0
-    except (ValueError, OSError) as error:
-        from textdiff.config import complain
+    hold_places()
+    with lasting(output=trains), _stopping_at_once():
+        code = _ended(command, prog, trains)
+    settle()
+    return code
 
-        return complain(error, prog)
+
+def _ended(command: Callable[[], int | None], prog: str, trains: bool) -> int:
+    try:
+        code = command() or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt as stop:
-        code = stop.code if isinstance(stop, Interrupted) else 130
+        number = stop.code if isinstance(stop, Interrupted) else 130
         message = str(stop) or ("stopped" if type(stop) is KeyboardInterrupt else "")
         if message and _is_first():
             print(f"\n{prog}: {message}", file=sys.stderr)
-        return code
+        return number
+    except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError) and not trains:  # whoever read the output has enough
+            return 0
+        from textdiff.config import complain
+
+        return complain(error if str(error) else type(error)("not enough memory"), prog)
+
+
+@contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs, as Ctrl-C does. In the main thread; no other may say what signals do."""
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, _stop_at_once)
+    try:
+        yield
+    finally:
+        for known, handler in before.items():
+            signal.signal(known, signal.SIG_DFL if handler is None else handler)
 
 
 def say(line: str) -> None:

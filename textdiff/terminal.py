@@ -2,6 +2,8 @@
 
 Nothing between the user's bytes and these streams changes a text: no expanding of tabs, no wrapping, no stripping of control
 characters, no translation of line ends. Of a line that is read exactly one line end, \\n or \\r\\n, is not of the text.
+
+What a program says of its progress is worth less than its work: under `lasting` it is dropped where nobody takes it.
 """
 
 import json
@@ -9,7 +11,8 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 GREEN, RESET = "\033[1;32m", "\033[0m"
 Span = tuple[int, int]
@@ -69,3 +72,69 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class Lasting:
+    """A stream that takes every text: what a reader who has left, or a full disk, does not take is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written."""
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            name = self._stream.encoding
+            self.write(text.encode(name, "backslashreplace").decode(name))
+        except OSError:
+            pass
+        except ValueError:
+            if not self._stream.closed:
+                raise
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what can be flushed."""
+        with suppress(OSError):
+            if not self._stream.closed:
+                self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def lasting(*, output: bool = True) -> Iterator[None]:
+    """Let no work be lost because standard error, or standard output, is closed, full, or read by nobody any more.
+
+    output: Whether standard output is meant, too.
+    """
+    with ExitStack() as stack:
+        for stream, put in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+            if isinstance(stream, Lasting) or (put is redirect_stdout and not output):
+                continue
+            if stream is None:  # closed before Python began
+                stream = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            stack.enter_context(put(cast(TextIO, Lasting(stream))))
+        yield
+
+
+def settle() -> None:
+    """End a program's output: what still cannot be written is dropped, so that Python does not fail by it as it leaves."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except OSError:
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def hold_places() -> None:
+    """Put nothing in the place of standard streams that are closed: else the next file opened would get what is for them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

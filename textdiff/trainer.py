@@ -5,7 +5,7 @@ elements it explains: accumulation and world size change nothing. All noise is k
 the samples by (seed, epoch): a run that was interrupted goes on bit for bit.
 
 A run saves before it measures, shows and exports, and on any error: whatever ends it, what was trained is on the disk, and
-the message says where and how to go on.
+the message says where and how to go on. That nobody takes the message, or the progress, ends no run.
 """
 
 import math
@@ -29,6 +29,7 @@ from textdiff.report import Report, Words
 from textdiff.resuming import compare_fingerprints, compare_settings, compare_world, recorded
 from textdiff.run_folder import CURVE, LOG, RECIPE, RunFolder
 from textdiff.saving import newest_state, read_state, state_path, write_state
+from textdiff.terminal import lasting
 from textdiff.training_state import check_finite, gather, restore
 from textdiff.udm import UDM
 
@@ -198,7 +199,7 @@ class Trainer:
             Interrupted: After a signal, with everything saved.
             ValueError: For what stands in the way of the run, before the first step.
         """
-        with ExitStack() as stack:
+        with lasting(), ExitStack() as stack:
             self._on_main(lambda: stack.enter_context(self.folder.held()))
             if self.config.resume:
                 self._resume()
