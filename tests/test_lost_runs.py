@@ -3,6 +3,7 @@
 And a run that goes on is the same run, or says what differs.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -489,6 +490,18 @@ def raises(error: BaseException) -> Callable[[], None]:
 def test_every_end_is_one_line_and_its_code(command: Any, code: int, said: str, handlers: None, capsys: Any) -> None:
     assert run_command(command, "x") == code
     assert capsys.readouterr().err == said
+
+
+def test_a_signal_that_an_import_swallows(capsys: Any) -> None:
+    """What then fails for it is not what ended the command."""
+
+    def command() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            send(signal.SIGTERM)
+        raise ImportError("cannot load module more than once per process")
+
+    assert run_command(command, "x") == 143
+    assert capsys.readouterr().err == "\nx: stopped by SIGTERM\n"
 
 
 def test_a_signal_in_the_last_measurement(world: Path, tmp_path: Path) -> None:  # noqa: F811

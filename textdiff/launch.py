@@ -46,42 +46,57 @@ def run_command(command: Callable[[], int | None], prog: str, *, trains: bool = 
             it is the reader who has enough.
     """
     hold_places()
-    with lasting(output=trains), _stopping_at_once():
-        code = _ended(command, prog, trains)
+    came: list[int] = []
+    with lasting(output=trains), _stopping_at_once(came):
+        try:
+            code = command() or 0
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except KeyboardInterrupt as stop:
+            code = _stopped(stop, prog)
+        except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
+            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+        except Exception as error:  # an import that a signal broke off may swallow it, and fail later
+            code = _stopped(_interrupted(came[0]), prog) if came else _failed(error, prog, trains)
     settle()
     return code
 
 
-def _ended(command: Callable[[], int | None], prog: str, trains: bool) -> int:
-    try:
-        code = command() or 0
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
-    except KeyboardInterrupt as stop:
-        number = stop.code if isinstance(stop, Interrupted) else 130
-        message = str(stop) or ("stopped" if type(stop) is KeyboardInterrupt else "")
-        if message and _is_first():
-            print(f"\n{prog}: {message}", file=sys.stderr)
-        return number
-    except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
-        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        if isinstance(error, BrokenPipeError) and not trains:  # whoever read the output has enough
-            return 0
-        from textdiff.config import complain
+def _stopped(stop: KeyboardInterrupt, prog: str) -> int:
+    message = str(stop) or ("stopped" if type(stop) is KeyboardInterrupt else "")
+    if message and _is_first():
+        print(f"\n{prog}: {message}", file=sys.stderr)
+    return stop.code if isinstance(stop, Interrupted) else 130
 
-        return complain(error if str(error) else type(error)("not enough memory"), prog)
+
+def _failed(error: Exception, prog: str, trains: bool) -> int:
+    """One line of an error of input, of the disk or of memory; any other is a bug, and raised."""
+    if isinstance(error, BrokenPipeError) and not trains:  # whoever read the output has enough
+        return 0
+    if not isinstance(error, ValueError | OSError | ImportError | MemoryError):
+        raise error
+    from textdiff.config import complain
+
+    return complain(error if str(error) else type(error)("not enough memory"), prog)
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted("stopped" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}", number)
 
 
 @contextmanager
-def _stopping_at_once() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what runs, as Ctrl-C does. In the main thread; no other may say what signals do."""
+def _stopping_at_once(came: list[int]) -> Iterator[None]:
+    """Signals end what runs, and are written down. In the main thread; no other may say what signals do."""
     before: dict[int, Any] = {}
+
+    def stop(number: int, frame: Any) -> None:
+        came.append(number)
+        raise _interrupted(number)
+
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, _stop_at_once)
+                before[number] = signal.signal(number, stop)
     try:
         yield
     finally:
@@ -97,10 +112,6 @@ def say(line: str) -> None:
 
 def _is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _stop_at_once(number: int, frame: Any) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}", number)
 
 
 def check_launch(processes: int | None = None) -> None:
