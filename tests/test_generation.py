@@ -262,7 +262,7 @@ def test_chats(folders: dict) -> None:
             {"min_new_tokens": 2},
             "min_new_tokens 2 below max_new_tokens 5 cannot be kept; give both the same number",
         ),
-        ("x", {"num_return_sequences": 0}, "num_return_sequences must be a whole number of at least 1; got 0"),
+        ("x", {"num_return_sequences": 0}, "num_return_sequences must be a whole number from 1 to 10000; got 0"),
         ("x", {"num_steps": 0}, "steps 0 is not positive"),
         ("x", {"rule": "best"}, "unknown rule 'best'"),
         ("x", {"temperature": -1}, "temperature must be a number of at least 0; got -1"),

@@ -31,6 +31,7 @@ _SIGNS = (
     (0x037E, 0x037E), (0x0387, 0x0387), (0x0589, 0x058A), (0x05BE, 0x05BE), (0x060C, 0x060C), (0x061B, 0x061F),
     (0x06D4, 0x06D4), (0x0964, 0x0965), (0x1361, 0x1368), (0x2000, 0x2BFF), (0x1F000, 0x1FAFF),
 )  # fmt: skip
+_JOINERS = (0x00AD, 0x200C, 0x200D, 0x2060, 0xFEFF)  # they are not seen, and hold letters together
 NONE, LETTER, SIGN, UNSPACED = -1, 0, 1, 2  # what is no character; words between spaces; punctuation and marks
 # rows are compared by mixtures of their entries, in which unlike ones are the same once in 2^60 times
 _ROW = np.random.default_rng(0).integers(1 << 62, size=64)
@@ -84,6 +85,7 @@ def joining() -> np.ndarray:
     coarse[:128] = exact[:128]
     for first, last in _SIGNS:
         coarse[first : last + 1] = 1
+    coarse[[*_JOINERS]] = 0
     coarse[_SURROGATES] = NONE
     return coarse
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from textdiff.automata import text_automaton
 from textdiff.clocks import Steps, clocks
+from textdiff.denoiser.shared import counting
 from textdiff.filling import PRIOR, Infill, check_size, read_results, tokens_of
 from textdiff.gaps import Gap
 from textdiff.keys import Key
@@ -109,11 +111,15 @@ def refine(
     times = torch.full((len(key),), t, dtype=torch.float64, device=device)
     x = process.corrupt(x0, process.noise(x0, key.fold(PRIOR)), times)
     check_size(x if isinstance(x, Tokens) else x0, denoiser)
-    decode = replace(decode or Decode(), longest=denoiser.longest)
+    text = text_automaton(tokenizer, specials.size, specials.not_text)
+    decode = replace(decode or Decode(), longest=denoiser.longest, text=text)
     turns = clocks(x if isinstance(x, Tokens) else x0, specials, steps, rule, denoiser.joint)
-    run = sample(denoiser.session(), process, x, steps=turns, stop=stop, rule=rule, decode=decode, key=key, start=t)
-    x0 = in_order(list(finished(run)), specials.pad)
-    return [[replace(r, merit=r.per_token) for r in found] for found in read_results(pages, x0, rows, tokenizer)]
+    denoiser = denoiser.session()
+    with counting(denoiser.model) as calls:
+        run = sample(denoiser, process, x, steps=turns, stop=stop, rule=rule, decode=decode, key=key, start=t)
+        x0 = in_order(list(finished(run)), specials.pad)
+    results = read_results(pages, x0, rows, tokenizer)
+    return [[replace(r, merit=r.per_token, calls=calls[0]) for r in found] for found in results]
 
 
 def _row(

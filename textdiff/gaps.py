@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from textdiff.validation import check_integer, check_items, check_strings, check_text, shown
 
@@ -24,7 +24,7 @@ HELP = (
     "\\[GAP] for the text itself"
 )
 _OPEN = re.compile(r"(\\)?\[GAP(?![\w-])")
-_RANGE = re.compile(r"(\d{1,12})?(-)?(\d{1,12})?(w?)")
+_RANGE = re.compile(r"(?:(\d{1,15})|(?=-))(?:(-)(\d{1,15})?)?(w?)")
 _NAME = re.compile(r"name=(\w+)")
 _MUST = "must="
 
@@ -188,9 +188,9 @@ def _items(text: str, begin: int, at: int) -> tuple[list[str], int]:
 def _with(gap: Gap, item: str) -> Gap:
     """The gap with one more thing asked of it."""
     if len(item) > 1 and item[0] == item[-1] == "/":
-        return replace(gap, pattern=re.sub(r"\\/", "/", item[1:-1]))
+        return _once(gap, item, "pattern", pattern=re.sub(r"\\/", "/", item[1:-1]))
     if named := _NAME.fullmatch(item):
-        return replace(gap, name=named[1])
+        return _once(gap, item, "name", name=named[1])
     if item.startswith(_MUST):
         strings = _bars(item.removeprefix(_MUST))
         if len(strings) > 1:
@@ -199,14 +199,22 @@ def _with(gap: Gap, item: str) -> Gap:
         return replace(gap, must=(*gap.must, *strings))
     choices = _bars(item)
     if len(choices) > 1:
-        return replace(gap, choices=choices)
+        return _once(gap, item, "list of choices", choices=choices)
     length = _RANGE.fullmatch(item)
     if not length or not (length[1] or length[3]):
         raise ValueError(f"{item!r} says nothing of a gap; {HELP}")
     low, dash, high, unit = length.groups()
     least = int(low) if low else None
     most = int(high) if high else (None if dash else least)
-    return replace(gap, min=least, max=most, unit="words" if unit else "tokens")
+    return _once(gap, item, "length", min=least, max=most, unit="words" if unit else "tokens")
+
+
+def _once(gap: Gap, item: str, what: str, **asked: Any) -> Gap:
+    """The gap with something asked of it that can be asked once."""
+    plain = Gap()
+    if any(getattr(gap, name) != getattr(plain, name) for name in asked):
+        raise ValueError(f"{item!r} is a second {what} of one gap; give one")
+    return replace(gap, **asked)
 
 
 def _bars(item: str) -> tuple[str, ...]:

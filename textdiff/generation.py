@@ -76,6 +76,7 @@ def generate(
     prompt, then put_draft(value=draft) at each step if it has that, the new tokens, and end().
     """
     config = generation_config or (model.generation_config if model.can_generate() else GenerationConfig())
+    _check_config(config)
     # a parameter of that name would be taken away from transformers' own preparation
     prompt, mask = _prompt(input_ids, inputs_tensor, model_inputs.get("attention_mask"))
     texts = checkpoint or _checkpoint(model, tokenizer)
@@ -86,7 +87,7 @@ def generate(
     wanted = {
         "steps": texts.config.num_steps if steps is None else steps_of(steps),
         "rule": rule if isinstance(rule, Rule) else rule_of(texts.config.rule if rule is None else rule),
-        "decode": replace(_decode(config, logits_processor), text=valid),
+        "decode": replace(_decode(config, logits_processor), text=valid, deadline=Decode.within(config.max_time)),
         "seed": _seed(_first(seed, *_own(config, "seed")), generator),
     }
     if streamer is not None:
@@ -101,6 +102,20 @@ def generate(
         streamer.end()
     sequences = torch.cat([prompt, new], 1)
     return _output(sequences, final, calls[0]) if config.return_dict_in_generate else sequences
+
+
+def _check_config(config: GenerationConfig) -> None:
+    """Raise ValueError for settings that would have no effect here."""
+    if (config.num_beams or 1) > 1:
+        raise ValueError(f"num_beams {config.num_beams}: diffusion has no beams; call generate(..., num_beams=1)")
+    for name in ("force_words_ids", "constraints", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens"):
+        if getattr(config, name, None) is not None:
+            hint = (
+                "; gaps that must hold words are filled by text-infilling"
+                if name in ("force_words_ids", "constraints")
+                else ""
+            )
+            raise ValueError(f"{name} has no effect on diffusion; leave it out{hint}")
 
 
 def _output(sequences: Tensor, final: list[Written], calls: int) -> DiffusionOutput:
@@ -229,7 +244,9 @@ def _first(*values: Any) -> Any:
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     """(B, longest) int64, right-padded."""
     longest = max(map(len, rows))
-    return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64).view(-1, longest)
+    return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows], dtype=torch.int64).view(
+        len(rows), longest
+    )
 
 
 def _until(prompt: Tensor, written: Written, criteria: Sequence[Any]) -> Written:

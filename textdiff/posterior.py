@@ -82,6 +82,9 @@ class Draw:
         return figures.masked_scatter(where, look.measure(measure, where).float()) if bool(where.any()) else figures
 
 
+_TINY = 1e-30
+
+
 @dataclass(frozen=True)
 class Decode:
     """How x0_hat is drawn. The defaults draw from the model as it is; everything else leaves the exact law.
@@ -116,6 +119,10 @@ class Decode:
         check_number("temperature", self.temperature, least=0)
         check_number("top_p", self.top_p, above=0, most=1)
         check_number("min_p", self.min_p, least=0, most=1)
+        # float32 cannot count with what is beyond: 1 / 1e99 is 0 there, and 0 times infinity is no number
+        if self.temperature:
+            object.__setattr__(self, "temperature", min(max(self.temperature, _TINY), 1 / _TINY))
+        object.__setattr__(self, "top_p", max(self.top_p, _TINY))
         check_integer("top_k", self.top_k, least=0)
         check_integer("max_gap", self.max_gap, least=1)
         check_integer("max_calls", self.max_calls, least=0)

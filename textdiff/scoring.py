@@ -14,13 +14,14 @@ bound -log p of the string from above.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from textdiff.asked import constraint_of
 from textdiff.checkpoint import Checkpoint
 from textdiff.denoiser.base import Denoiser
 from textdiff.drawing import check_numbers
@@ -35,7 +36,7 @@ from textdiff.terminal import to_json
 from textdiff.tokenizer import check_rows, encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
-from textdiff.validation import check_integer, check_items, check_text
+from textdiff.validation import check_integer, check_items, check_several, check_text, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ def score(
     ValueError for a text that is longer than the model can score, or that its tokenizer cannot spell.
     """
     longest = _longest(denoiser, process, specials)
-    texts = [check_text("a text", text) for text in check_items("texts", texts, example='["a text", "another"]')]
+    texts = [check_text("a text", text) for text in check_several("texts", texts, example='["a text", "another"]')]
     check_integer("seed", seed)
     check_integer("draws", draws, least=1)
     if window is not None and not 1 <= check_integer("window", window) <= (longest or window):
@@ -129,11 +130,16 @@ def rank(
     A filling is a string for each gap, or a string alone where there is one gap. Where kind says "whole text", nats are of
     the filled text: between two fillings they differ as -log q(fillings | text with gaps) does, with the cost of the text's
     end where a gap of unknown length ends it. Where kind says "length given", fillings of different lengths are not compared
-    fairly: how likely the lengths are is not counted. ValueError for a filling that has not as many strings as there are
-    gaps, or not the tokens of a gap of known length, or that the tokenizer cannot spell.
+    fairly: how likely the lengths are is not counted. Of named gaps a filling may be a mapping from name to string; one
+    filling alone is a list of one. ValueError for a filling that has not a string for each gap, that is not what its gap
+    asks, or that the tokenizer cannot spell.
     """
-    parts = tidy(parse(text) if isinstance(text, str) else text)
-    given = [(filling,) if isinstance(filling, str) else tuple(filling) for filling in fillings]
+    parts = parse(text) if isinstance(text, str) else text
+    check(parts)
+    parts = tidy(parts)
+    given = _fillings(fillings, [part.name for part in parts if isinstance(part, Gap)])
+    check_integer("seed", seed)
+    check_integer("draws", draws, least=1)
     rows = [filled_state(parts, filling, tokenizer, specials) for filling in given]
     longest = denoiser.longest
     for row, filling in zip(rows, given, strict=True):
@@ -149,6 +155,50 @@ def rank(
         count = row.ids.shape[1] - 1 - len(specials.tail) if whole else float(row.sizes)
         result.append(Ranked(filling, _score(float(nats[number]), float(variance[number]), count, size, kind)))
     return sorted(result, key=lambda ranked: ranked.score.nats)
+
+
+def _fillings(fillings: Any, names: list[str | None]) -> list[tuple[str, ...]]:
+    """Each filling as a string for each gap."""
+    alone = isinstance(fillings, str | Mapping)
+    several = [fillings] if alone else check_several("fillings", fillings, example='["one filling", "another"]')
+    result = []
+    for number, filling in enumerate(several):
+        which = f"fillings[{number}]"
+        if isinstance(filling, str):
+            strings = [filling]
+        elif isinstance(filling, Mapping):
+            if None in names or {*filling} != {*names}:
+                raise ValueError(
+                    f"{which} must name each gap of the text as it does, [GAP:name=...], and no other; got {shown(filling)}"
+                )
+            strings = [filling[name] for name in names]
+        elif filling is None or isinstance(filling, int | float):
+            raise ValueError(f"{which} must be a string, or a list of one string for each gap; got {shown(filling)}")
+        else:
+            strings = list(check_items(which, filling, example='["of the first gap", "of the second"]'))
+        result.append(tuple(check_text(f"a string of {which}", string) for string in strings))
+    return result
+
+
+def _check_asked(
+    ids: Sequence[int], content: str, parts: Parts, number: int, tokenizer: Any, specials: Specials
+) -> None:
+    """ValueError where a filling is not what its gap asks."""
+    gap = parts[number]
+    before = parts[number - 1] if number else ""
+    if not isinstance(gap, Gap) or gap.free:
+        return
+    lead = lead_of(tokenizer, before) if isinstance(before, str) else ""
+    constraint = constraint_of(gap, tokenizer, specials, lead)
+    if constraint is None:
+        return
+    state = constraint.begin()
+    for token in ids:
+        state = constraint.next(state, torch.tensor([token]))
+    if not bool(constraint.may_end(state, torch.tensor([len(ids)]))):
+        raise ValueError(
+            f"{content!r} is not what {place(parts, number)} asks; give a filling that is, or ask less of the gap"
+        )
 
 
 @dataclass(frozen=True)
@@ -196,6 +246,7 @@ def filled_state(
             raise ValueError(
                 f"{content!r} has {len(ids)} tokens and its gap {part.length}; give text of that length, or [GAP]"
             )
+        _check_asked(ids, content, parts, number, tokenizer, specials)
         pieces_.append(_Piece(ids, False, known, known))
     return _state(pieces_, specials)
 

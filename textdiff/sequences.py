@@ -5,11 +5,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-ROUNDS = 4  # as often samples are drawn for a text whose samples so far are alike
+ROUNDS = 4  # as often as many samples are drawn as are wanted, for a text whose samples so far are alike
+AT_ONCE = 64  # samples of one text
 
 
 def draw_different(
-    draw: Callable[[list[int], int], list[list[T]]],
+    draw: Callable[[list[int], int, int], list[list[T]]],
     texts: int,
     samples: int,
     *,
@@ -20,10 +21,10 @@ def draw_different(
     """Return up to `samples` results of each text, no two of one name, those of the greatest merit first.
 
     A text gets fewer where there are no others: a choice of two, or the most probable filling. Samples are drawn again, at
-    most ROUNDS times in all, as long as that brings new ones and time is left.
+    most ROUNDS times as many in all, as long as that brings new ones and time is left.
 
     Args:
-        draw: (texts, first) -> `samples` results of each of these texts, those numbered from `first` on.
+        draw: (texts, first, count) -> `count` results of each of these texts, those numbered from `first` on.
         texts: How many texts there are.
         samples: How many results each is to have.
         name: What two results have in common if they are the same one.
@@ -32,15 +33,15 @@ def draw_different(
     """
     different: list[dict[str, T]] = [{} for _ in range(texts)]
     wanting = list(range(texts))
-    for turn in range(ROUNDS):
-        if not wanting or (turn and expired()):
-            break
+    first = 0
+    while first < ROUNDS * samples and wanting and not (first and expired()):
+        count = min(samples, AT_ONCE, ROUNDS * samples - first)
         lacking = []
-        for text, results in zip(wanting, draw(wanting, turn * samples), strict=True):
+        for text, results in zip(wanting, draw(wanting, first, count), strict=True):
             before = len(different[text])
             for result in results:
                 different[text].setdefault(name(result), result)
             if before < len(different[text]) < samples:
                 lacking.append(text)
-        wanting = lacking
+        wanting, first = lacking, first + count
     return [sorted(results.values(), key=merit, reverse=True)[:samples] for results in different]

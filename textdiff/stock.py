@@ -74,6 +74,11 @@ class Route:
     beside: bool = False
     candidates: int = 1
 
+    @property
+    def searches(self) -> bool:
+        """Whether the lengths of gaps are found out by trying them (`denoiser.search`)."""
+        return isinstance(self.denoiser, Parallel) and not self.specials.lengths
+
 
 def unwrapped(model: Any) -> Any:
     """Return the stock model in a model that torch.compile or peft wraps; peft's adapters stay in its layers.

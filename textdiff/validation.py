@@ -15,7 +15,7 @@ _SHOWN = 80  # characters of a value in an error
 
 def shown(value: Any) -> str:
     """A value as errors show it: its repr, cut to 80 characters."""
-    text = repr(value)
+    text = " ".join(repr(value).split("\n"))
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
@@ -41,6 +41,19 @@ def check_strings(name: str, value: Any, *, example: str = '["a", "b"]') -> tupl
         if not isinstance(item, str) or not item:
             raise ValueError(f"{name}[{place}] must be a string with some text; got {shown(item)}")
     return tuple(items)
+
+
+def check_several(name: str, value: Any, *, example: str) -> list[Any]:
+    """Return the items of a list, tuple, array, Series, or column of a data set.
+
+    Raises:
+        ValueError: For anything else: None, a string, bytes, a mapping, a set, a table or an iterator.
+    """
+    listed = getattr(value, "tolist", None)  # arrays, Series and tensors of anything
+    if callable(listed) and not callable(getattr(value, "iterrows", None)):
+        items = listed()
+        return items if isinstance(items, list) else [items]
+    return list(check_items(name, value, example=example))
 
 
 def check_items(name: str, value: Any, *, example: str) -> tuple[Any, ...]:

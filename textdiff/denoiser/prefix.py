@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from textdiff.denoiser.head import Reading
 from textdiff.denoiser.memory import Aim, Memory, cache_name
 from textdiff.denoiser.reader import Going, everyone
+from textdiff.denoiser.shared import lock_of
 from textdiff.denoiser.swapping import unheard
 from textdiff.leak import vocabulary
 
@@ -67,7 +68,7 @@ class Prefixes:
             return True
         if tried not in known:
             try:
-                with unheard(self.model.base_model):
+                with lock_of(self.model), unheard(self.model.base_model):
                     known[tried] = False not in known.values() and _alike(self.model, tried)
             except Exception:  # whatever a family of models makes of it
                 known[tried] = False

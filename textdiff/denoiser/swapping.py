@@ -1,5 +1,6 @@
 """A module of a stock model that answers otherwise for a while: its instance is changed, and changed back, not its class."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,8 +17,8 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def unheard(module: nn.Module) -> Iterator[None]:
-    """None of the module's hooks hears of what happens meanwhile."""
-    with _changed(module, _forward_hooks={}, _forward_pre_hooks={}):
+    """None of the module's hooks hears of what happens meanwhile. The model's lock has to be held (`shared.lock_of`)."""
+    with _changed(module, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict()):
         yield
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from textdiff.box import FOLDER
 from textdiff.checkpoint import DiffusionConfig
 from textdiff.continuation import Size, Written, cut, settled, until, write
 from textdiff.pipelines.base import TextPipeline
@@ -85,13 +86,13 @@ class TextDiffusionPipeline(TextPipeline):
         size, wanted = self._wanted(options)
         decode = wanted["decode"]
 
-        def draw(places: list[int], first: int) -> list[list[Written]]:
-            prompts = [batch[place]["ids"] for place in places for _ in range(samples)]
-            heads = [batch[place]["head"] for place in places for _ in range(samples)]
-            numbers = [number for _ in places for number in range(first, first + samples)]
+        def draw(places: list[int], first: int, count: int) -> list[list[Written]]:
+            prompts = [batch[place]["ids"] for place in places for _ in range(count)]
+            heads = [batch[place]["head"] for place in places for _ in range(count)]
+            numbers = [number for _ in places for number in range(first, first + count)]
             # who looks on sees the first draw; what is drawn again in place of copies is not shown
             texts = self._written(prompts, heads, numbers, size, wanted, None if first else streamer)
-            return [texts[begin : begin + samples] for begin in range(0, len(texts), samples)]
+            return [texts[begin : begin + count] for begin in range(0, len(texts), count)]
 
         split = draw_different(
             draw, len(batch), samples, name=lambda text: str(text.ids), merit=lambda text: text.per_token,
@@ -161,5 +162,6 @@ PIPELINE_REGISTRY.register_pipeline(
     TASK,
     pipeline_class=TextDiffusionPipeline,
     pt_model=(AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM),
+    default={"model": (str(FOLDER), "main")},
     type="text",
 )

@@ -10,7 +10,7 @@ from textdiff.pipelines.base import TextPipeline, fill
 from textdiff.pipelines.options import SAMPLING, given_options
 from textdiff.posterior import Decode
 from textdiff.sequences import draw_different
-from textdiff.validation import check_items, check_number, check_strings, check_text
+from textdiff.validation import check_items, check_number, check_several, check_strings, check_text
 
 TASK = "text-infilling"
 _GUIDANCE = ("guidance", "guidance_schedule", "logits_processor")
@@ -95,11 +95,12 @@ class TextInfillingPipeline(TextPipeline):
         candidates = self._candidates(options)
         denoiser, samples = self.opened.denoiser(options), options.get("num_return_sequences", 1)
 
-        def draw(places: list[int], first: int) -> list[list[Infill]]:
+        if "max_calls" in options and not self.route.searches:
+            raise ValueError("max_calls has no effect: this model needs no search for lengths; leave max_calls out")
+
+        def draw(places: list[int], first: int, count: int) -> list[list[Infill]]:
             mine = [pages[rest[place]] for place in places]
-            return infill(
-                mine, samples=samples, first=first, denoiser=denoiser, **candidates, **wanted, **self._tools()
-            )
+            return infill(mine, samples=count, first=first, denoiser=denoiser, **candidates, **wanted, **self._tools())
 
         for place, filled in zip(rest, _different(draw, len(rest), samples, wanted), strict=True):
             whole[place] = filled
@@ -147,9 +148,7 @@ class TextInfillingPipeline(TextPipeline):
         given = given_options(options, _REFINING)
         returns, samples = given.pop("on_error", "raise") == "return", given.get("num_return_sequences", 1)
         check_number("t", t, above=0, most=1)
-        drafts = (
-            [texts] if isinstance(texts, str) else list(check_items("texts", texts, example='["a draft", "another"]'))
-        )
+        drafts = [texts] if isinstance(texts, str) else check_several("texts", texts, example='["a draft", "another"]')
         phrases = check_strings("keep", keep)
         if "guidance" in given and not phrases:
             raise ValueError("guidance has no effect without text that stays; name some by keep, or leave guidance out")
@@ -164,10 +163,10 @@ class TextInfillingPipeline(TextPipeline):
         def run(batch: list[tuple[str, list[Span]]]) -> list[Any]:
             wanted, denoiser = self.opened.sampling({"num_steps": 16, **given}), self.opened.denoiser(given)
 
-            def draw(places: list[int], first: int) -> list[list[Infill]]:
+            def draw(places: list[int], first: int, count: int) -> list[list[Infill]]:
                 mine, spans = zip(*(batch[place] for place in places), strict=True)
                 return refine(
-                    mine, t, keep=spans, samples=samples, first=first, denoiser=denoiser, **wanted, **self._tools()
+                    mine, t, keep=spans, samples=count, first=first, denoiser=denoiser, **wanted, **self._tools()
                 )
 
             return [[as_dict(result) for result in found] for found in _different(draw, len(batch), samples, wanted)]
@@ -177,7 +176,7 @@ class TextInfillingPipeline(TextPipeline):
 
 
 def _different(
-    draw: Callable[[list[int], int], list[list[Infill]]], texts: int, samples: int, wanted: dict[str, Any]
+    draw: Callable[[list[int], int, int], list[list[Infill]]], texts: int, samples: int, wanted: dict[str, Any]
 ) -> list[list[Infill]]:
     """Up to `samples` different texts of each, the best first (`sequences.draw_different`)."""
     decode: Decode = wanted["decode"]

@@ -42,8 +42,8 @@ def _check_streamer(value: Any) -> None:
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "num_return_sequences": lambda value: check_integer("num_return_sequences", value, least=1),
-    "candidates": lambda value: check_integer("candidates", value, least=1),
+    "num_return_sequences": lambda value: check_integer("num_return_sequences", value, least=1, most=10_000),
+    "candidates": lambda value: check_integer("candidates", value, least=1, most=4096),
     "select": lambda value: check_choice("select", value, SELECTS),
     "num_steps": steps_of,
     "max_time": lambda value: check_number("max_time", value, above=0),
@@ -88,5 +88,6 @@ def given_options(options: Mapping[str, Any], names: Collection[str]) -> dict[st
         raise ValueError(f"unknown option {', '.join(unknown)}{hint}; there are {', '.join(sorted(names))}")
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
-        CHECKS[name](value)
+        checked = CHECKS[name](value)
+        given[name] = checked if isinstance(checked, int | float) else value  # of numpy's numbers Python's
     return given
