@@ -372,6 +372,74 @@ def test_places_without_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert "\n" not in str(caught.value)
 
 
+# what lies in a folder -> the file that would be left out, or how many texts are read
+MIXED: dict[str, tuple[tuple[str, ...], str | int]] = {
+    "formats": (("a.jsonl", "b.csv"), "b.csv"),
+    "text beside rows": (("a.jsonl", "sub/b.txt"), "sub/b.txt"),
+    "packed": (("a.jsonl", "b.xyz.gz"), "b.xyz.gz"),
+    "unknown": (("a.txt", "b.md"), "b.md"),
+    "not of a split": (("train.jsonl", "more.jsonl"), "more.jsonl"),
+    "in folders": (("a.jsonl", "sub/b.jsonl", "sub/deep/c.jsonl"), 15),
+    "papers": (("a.jsonl", "README.md", "LICENSE-MINE.txt", "sub/notice", "make.py", "c.png", ".x.csv", ".g/a.csv"), 5),
+    "chosen": (("a.jsonl", "b.csv", "README.md: a"), 5),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["many", "many [v2]"])
+@pytest.mark.parametrize("case", MIXED)
+def test_no_file_is_left_out_without_a_word(case: str, name: str, streaming: bool, folder: Path) -> None:
+    """In a folder, also one whose name looks like a pattern, and by a pattern that names no ending."""
+    files, expected = MIXED[case]
+    place = folder.parent / name
+    for file in files:
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text({".jsonl": GOOD, ".csv": "text\na\nb\n"}.get(Path(file).suffix, "We go.\n"))
+    if case == "chosen":
+        (place / files[-1]).rename(place / "README.md")
+        (place / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n")
+    patterns = [] if case in ("not of a split", "chosen") or "[" in name else [f"{place}/**"]
+    for path in [str(place)] * (case != "chosen" or "[" not in name) + patterns:
+        if isinstance(expected, int):
+            assert len(list(load_texts(path, "train", streaming=streaming))) == expected, path
+            continue
+        with pytest.raises(ValueError, match=f"{re.escape(f'{place}/{expected}')} would not be read") as caught:
+            load_texts(path, "train", streaming=streaming)
+        assert "\n" not in str(caught.value)
+
+
+def test_patterns_without_an_ending(folder: Path) -> None:
+    """Files of the folder alone, of all below it, and of a beginning; two endings of one format are one."""
+    (folder / "sub").mkdir()
+    (folder / "sub" / "c.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for pattern, count in {"*": 4, "**": 6, "tr*": 2, "*/c*": 2, "**/*.json*": 6, "[st]*/*": 2}.items():
+        assert len(load_texts(folder / pattern, "train")) == count, pattern
+    (folder / "x.png").write_text("")
+    for pattern in ("nothing*", "x.*", "su*"):
+        with pytest.raises(ValueError, match=r"no file .* that can be read; give one of \.txt"):
+            load_texts(folder / pattern, "train")
+
+
+def test_a_configuration_is_not_ignored(folder: Path) -> None:
+    for path in (folder / "train.jsonl", folder / "*.jsonl", folder / "*"):
+        with pytest.raises(ValueError, match="data.config 'x' is of a hub data set or a folder, .*; leave it out"):
+            load_texts(path, "train", config="x")
+    with pytest.raises(ValueError, match="BuilderConfig 'x' not found"):
+        load_texts(folder, "train", config="x")
+
+
+def test_the_log_is_silent_while_anything_is_read() -> None:
+    """Whoever ends first; and it is as it was when the last has ended, also where a reader stopped early."""
+    log = logging.getLogger("datasets")
+    before = log.level
+    first, second = each([1, 2], "a"), each([1, 2], "b")
+    assert next(first) == next(second) == 1 and log.level == logging.CRITICAL
+    assert list(first) == [2] and log.level == logging.CRITICAL
+    second.close()
+    third = next(each([1], "c"))
+    assert third == 1 and log.level == before
+
+
 @pytest.mark.parametrize("place", ["/proc/x", "{file}/x", "{file}"])
 def test_a_cache_that_cannot_be_written(place: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not told as a missing file."""

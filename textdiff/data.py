@@ -40,8 +40,9 @@ class DataConfig:
     """Which texts to learn from, and how they are cut.
 
     Attributes:
-        dataset: A hub name, a folder, or files (.txt .json .jsonl .csv .parquet; globs allowed).
-        config: The configuration of a hub data set that has several.
+        dataset: A hub name, a folder, or files (.txt .json .jsonl .csv .parquet; globs allowed, such as texts/*). A folder's
+            files must be of one format; README, licence, programs and pictures may lie beside them.
+        config: The configuration of a hub data set, or of a folder, that has several.
         split: The part to learn from.
         validation_split: The part to measure on. Left out: validation, or where there is none, a twentieth of the texts,
             which is then not learned from.

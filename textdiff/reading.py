@@ -1,12 +1,14 @@
 """Data sets as they lie on a disk or on the hub: opened by `datasets`, and told in one line where they cannot be read.
 
 What is wrong with a file is told with the file, the line or row, and the column. Rows are looked at before training; those
-of a stream when they come.
+of a stream when they come. `datasets` reads files of one kind from a folder, and of those only the ones that are named after
+a split where any is; a file that would be left out so is refused by its name, unless it is plainly no data (`_aside`).
 """
 
 import glob
 import json
 import logging
+import mimetypes
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 Texts: TypeAlias = "Dataset | IterableDataset"
 
 FORMATS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-_END = object()
+# what may lie beside texts: papers of the data set, programs, settings; and pictures and sounds, by their type
+_PAPERS = re.compile(r"(readme|licen[cs]e|copying|notice|citation|authors|changelog|contributing|makefile)\b.*", re.I)
+_PROGRAMS = (".py", ".sh", ".ipynb", ".yaml", ".yml", ".toml", ".cfg", ".ini", ".log", ".lock", ".pdf", ".bib")
+_quiet = {"depth": 0, "level": 0}  # how many are reading, and the level of the log before
 
 
 class MissingSplit(ValueError):
@@ -69,13 +74,18 @@ def _source(dataset: str, config: str | None) -> dict[str, Any]:
     if path.is_file():
         if path.suffix.lower() not in FORMATS:
             raise ValueError(f"{dataset} is a file of an unknown kind; give one of {', '.join(FORMATS)}")
+        _no_config(dataset, config)
         return _files(path, [glob.escape(str(path))])
     if path.is_dir():
         return _folder(path, dataset, config)
     if path.suffix.lower() in FORMATS:
         if not any(file.is_file() for file in _matches(path)):
             raise ValueError(f"no file {dataset}: give a file, a pattern, a folder or the name of a hub data set")
+        _no_config(dataset, config)
         return _files(path, [str(path)])
+    if glob.has_magic(str(path)):
+        _no_config(dataset, config)
+        return _pattern(path, dataset)
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) or dataset.startswith(".") or _inside_a_folder(path):
         raise ValueError(f"no folder {dataset}: give a file, a pattern, a folder or the name of a hub data set")
     return {"path": dataset, "name": config}
@@ -86,17 +96,82 @@ def _files(path: Path, patterns: Sequence[str]) -> dict[str, Any]:
     return {"path": kind, "data_files": list(patterns)} | ({"sample_by": "document"} if kind == "text" else {})
 
 
+def _no_config(dataset: str, config: str | None) -> None:
+    if config is not None:
+        raise ValueError(
+            f"data.config {config!r} is of a hub data set or a folder, {dataset} names files; leave it out"
+        )
+
+
+def _pattern(path: Path, dataset: str) -> dict[str, Any]:
+    """The files that a pattern without one of the endings finds, such as texts/*."""
+    found = [file for file in _matches(path) if file.is_file() and not _ignored(file.name)]
+    first = next((file for file in found if file.suffix.lower() in FORMATS and not _aside(file)), None)
+    if first is None:
+        raise ValueError(f"no file {dataset} that can be read; give one of {', '.join(FORMATS)}, or a folder")
+    read = [file for file in found if FORMATS.get(file.suffix.lower()) == FORMATS[first.suffix.lower()]]
+    _all_read(found, read, dataset)
+    return _files(first, [glob.escape(str(file)) for file in read])
+
+
 def _matches(path: Path) -> Iterator[Path]:
-    return Path(path.anchor).glob(str(path.relative_to(path.anchor)))
+    return map(Path, sorted(glob.glob(str(path), recursive=True)))
+
+
+def _all_read(found: Iterable[Path], read: Iterable[Path], dataset: str) -> None:
+    """ValueError, naming the first, where files of a folder or a pattern would be left out."""
+    taken = {os.path.realpath(file) for file in read}
+    left = sorted(file for file in found if not _aside(file) and os.path.realpath(file) not in taken)
+    if not left:
+        return
+    more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    kinds = sorted({Path(file).suffix for file in taken})
+    only = "those named after a split" if left[0].suffix in kinds else f"the {len(taken)} of {', '.join(kinds)}"
+    raise ValueError(
+        f"{left[0]}{more} would not be read: of the files of {dataset} only {only} are; give all texts one format, name a "
+        f"pattern such as *{kinds[0] if kinds else '.txt'}, or move the others away"
+    )
+
+
+def _aside(file: Path) -> bool:
+    """Whether a file is plainly no data: papers, programs, settings, pictures, sounds, and what `datasets` ignores."""
+    kind = (mimetypes.guess_type(file.name)[0] or "").partition("/")[0]
+    plainly = kind in ("image", "audio", "video", "font") or file.suffix.lower() in _PROGRAMS
+    return plainly or bool(_PAPERS.fullmatch(file.name)) or _ignored(file.name)
+
+
+def _ignored(name: str) -> bool:
+    """Whether `datasets` passes over a file of this name wherever it is."""
+    from datasets.data_files import FILES_TO_IGNORE
+
+    return name in FILES_TO_IGNORE or name.startswith((".", "__"))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder, without what `datasets` takes for hidden."""
+    for place, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        yield from (Path(place, name) for name in names)
+
+
+def _chooses(folder: Path) -> bool:
+    """Whether a folder's README.md says which files are read."""
+    card = folder / "README.md"
+    head = card.read_text(encoding="utf-8", errors="replace").split("\n---", 1)[0] if card.is_file() else ""
+    return head.startswith("---") and re.search(r"^configs:", head, re.MULTILINE) is not None
 
 
 def _folder(path: Path, dataset: str, config: str | None) -> dict[str, Any]:
     from datasets import load_dataset_builder
 
     if glob.has_magic(str(path)):
+        _no_config(dataset, config)
         return _folder_with_brackets(path, dataset)
     with readable(dataset):
         builder = load_dataset_builder(str(path), config)
+    if builder.name in FORMATS.values() and not _chooses(path):
+        read = [Path(file) for files in (builder.config.data_files or {}).values() for file in files]
+        _all_read(_files_below(path), read, dataset)
     whole = {"sample_by": "document"} if "sample_by" in vars(builder.config) else {}  # a folder of .txt files
     return {"path": str(path), "name": config, **whole}
 
@@ -108,11 +183,25 @@ def _folder_with_brackets(path: Path, dataset: str) -> dict[str, Any]:
     base = glob.escape(str(path.resolve()))
     with readable(dataset):
         patterns = get_data_patterns(base)
-    names = {split: [f"{base}/{pattern}" for pattern in found] for split, found in patterns.items()}
-    first = next((file for found in names.values() for one in found for file in glob.glob(one, recursive=True)), "")
-    if Path(first).suffix.lower() not in FORMATS:
+    names = {
+        split: [
+            file
+            for one in found
+            for file in _matches(Path(f"{base}/{one}"))
+            if file.is_file() and not _ignored(file.name)
+        ]
+        for split, found in patterns.items()
+    }
+    found = [file for files in names.values() for file in files if file.suffix.lower() in FORMATS]
+    first = next((file for file in found if not _aside(file)), None)
+    if first is None:
         raise ValueError(f"{dataset} cannot be read because of the brackets in its name; rename it")
-    return _files(Path(first), []) | {"data_files": names}
+    kind = FORMATS[first.suffix.lower()]
+    read = [file for file in found if FORMATS[file.suffix.lower()] == kind]
+    _all_read(_files_below(path), read, dataset)
+    taken = set(read)
+    given = {split: [glob.escape(str(file)) for file in files if file in taken] for split, files in names.items()}
+    return _files(first, []) | {"data_files": given}
 
 
 def _inside_a_folder(path: Path) -> bool:
@@ -126,9 +215,7 @@ def _inside_a_folder(path: Path) -> bool:
 @contextmanager
 def readable(dataset: str) -> Iterator[None]:
     """Tell whatever goes wrong while a data set is read as one ValueError, with the file and the line where it can."""
-    log = logging.getLogger("datasets")
-    level = log.level
-    log.setLevel(logging.CRITICAL)  # it writes what it raises as well
+    _be_quiet(True)
     try:
         yield
     except UnreadableRow:
@@ -136,18 +223,24 @@ def readable(dataset: str) -> Iterator[None]:
     except Exception as error:  # datasets, pyarrow and pandas raise all sorts
         raise ValueError(_told(dataset, error)) from error
     finally:
-        log.setLevel(level)
+        _be_quiet(False)
+
+
+def _be_quiet(begin: bool) -> None:
+    """Silence the log of `datasets`, which writes what it raises as well, from the first that reads to the last."""
+    log = logging.getLogger("datasets")
+    _quiet["depth"] += 1 if begin else -1
+    if begin and _quiet["depth"] == 1:
+        _quiet["level"] = log.level
+        log.setLevel(logging.CRITICAL)
+    elif not _quiet["depth"]:
+        log.setLevel(_quiet["level"])
 
 
 def each(rows: Iterable[Any], dataset: str) -> Iterator[Any]:
     """Yield the rows of a data set; what cannot be read is told as `readable` does."""
-    iterator = iter(rows)
-    while True:
-        with readable(dataset):
-            row = next(iterator, _END)
-        if row is _END:
-            return
-        yield row
+    with readable(dataset):  # once: to set a level clears what all logs remember
+        yield from rows
 
 
 def _told(dataset: str, error: Exception) -> str:
