@@ -5,8 +5,9 @@ import json
 import random
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -14,6 +15,7 @@ from tiny import SHAPE, tiny_checkpoint
 
 from textdiff.checkpoint import CONFIG_NAME
 from textdiff.cli import main
+from textdiff.commands import Sampling
 from textdiff.models import SIZES
 
 WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
@@ -81,7 +83,9 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
             ["rule 'partial:7': rho 7.0 is not a share", "write partial:RHO"],
         ),
         ((*INFILL, "a [GAP]", "--temperature", "-1"), ["temperature must be a number of at least 0; got -1.0"]),
-        ((*INFILL, "a [GAP]", "--colour", "red"), ["--colour"]),
+        ((*INFILL, "a [GAP]", "--colour", "red"), ["unknown option --colour; --help lists those there are"]),
+        ((*REFINE, "a b", "--seeds", "3"), ["unknown option --seeds; did you mean --seed?"]),
+        (("generate", "--max-new-tokens", "5", "--max-gap", "3"), ["--max-new-tokens 5 and --max-gap 3", "leave one"]),
         (("infill", "short", "a [GAP]"), ["model.safetensors is not the file that was saved", "copy the model again"]),
         (
             ("infill", "missing", "a [GAP]"),
@@ -178,6 +182,61 @@ def test_bad_input(words: tuple[str, ...], named: list[str], run: object, world:
     assert code == 2, said
     assert all(part in said for part in named), said
     assert "Traceback" not in said and not (world / "runs").exists()
+
+
+NAMELESS = "the name of the model is empty; name a folder or a hub model"
+
+
+@pytest.mark.parametrize("word", ["", " "])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("infill", "{}", "We [GAP:1] go."), NAMELESS),
+        (("infill", "--model", "{}", "We [GAP:1] go."), NAMELESS),
+        (("infill", "{}"), NAMELESS),
+        (("refine", "{}", "We go."), NAMELESS),
+        (("generate", "{}"), NAMELESS),
+        (("score", "--model", "{}", "We go."), NAMELESS),
+        (("evaluate", "parallel", "{}"), NAMELESS),
+        (("evaluate", "parallel", "--dataset", "{}"), "--dataset is empty; name a data set"),
+        (("generate", "parallel", "--out", "{}"), "--out is empty; name a folder"),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_name_is_no_name_left_out(words: tuple[str, ...], named: str, word: str, run: object) -> None:
+    """As "$MODEL" is where MODEL is not set: nothing else is taken in its place."""
+    code, out, err = run(*(part.format(word) for part in words))
+    assert code == 2 and out == "" and named in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [("",), ("", "We go.")])
+def test_an_empty_first_word_of_score(words: tuple[str, ...], run: object) -> None:
+    """It may be meant as either; with --model it is a text."""
+    code, out, err = run("score", *words)
+    assert code == 2 and out == "" and "the first word is empty; name a folder" in err
+    code, out, _ = run("score", "--model", "parallel", *words, "--json")
+    assert code == 0 and [json.loads(line)["text"] for line in out.splitlines()] == list(words)
+
+
+SAMPLING = {
+    "infill": (*INFILL, "We [GAP:1] on."),
+    "refine": (*REFINE, "We go on."),
+    "generate": ("generate", "parallel"),
+}
+VALUES = {"num_steps": "2", "rule": "posterior", "top_p": "0.9", "min_p": "0.1", "tune": "compile", "seed": "1"}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(name, field.name) for name in SAMPLING for field in fields(Sampling)] + [("infill", "candidates")],
+)
+def test_each_option_that_is_offered_is_taken(command: str, option: str, run: object, monkeypatch: Any) -> None:
+    """What the help of a command lists no model of texts refuses as unknown."""
+    monkeypatch.setattr("textdiff.tuning.tune", lambda model, *ways: model)
+    model = "autoregressive" if option == "candidates" else "parallel"
+    words = [model if word == "parallel" else word for word in SAMPLING[command]]
+    code, _, err = run(*words, "--" + option.replace("_", "-"), VALUES.get(option, "2"))
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,7 @@ def test_options_and_texts_in_any_order(model: str, run: Any) -> None:
         (Generate, ["--prompt", "--flag", "m"], ["--prompt=--flag", "--", "m"]),
         (Generate, ["--prompt"], ["--prompt"]),
         (Score, ["-", "--rank", "-two words"], ["--rank", "--", "-", "-two words"]),
-        (Refine, ["m", "--t", "0.3", "d", "--colour", "x"], ["--t=0.3", "--colour", "--", "m", "d", "x"]),
+        (Refine, ["m", "--t", "0.3", "d", "-h", "x"], ["--t=0.3", "-h", "--", "m", "d", "x"]),
         (Evaluate, ["--rules", "a@1", "--rules", "b@2", "m"], ["--rules=a@1", "--rules=b@2", "--", "m"]),
     ],
 )
@@ -161,7 +161,7 @@ def test_the_order_of_words(kind: type, args: list[str], expected: list[str]) ->
     assert in_order(kind, args) == expected
 
 
-@pytest.mark.parametrize("words", [("and/or",), ("yes/no", "black/white"), ("",)])
+@pytest.mark.parametrize("words", [("and/or",), ("yes/no", "black/white"), (" ",)])
 def test_a_text_with_a_slash_is_a_text(run: Any, words: tuple[str, ...]) -> None:
     """Of several the first could have been meant as a model, and that is said."""
     code, out, err = run("score", *words, "--json")

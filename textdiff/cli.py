@@ -50,7 +50,26 @@ def _asked(name: str, args: Sequence[str], prog: str) -> Any:
     from textdiff.words import in_order
 
     kind = getattr(commands, name.capitalize())
-    return parse(kind, in_order(kind, args), prog=prog, description=commands.EXAMPLES[name])
+    asked = parse(kind, in_order(kind, args), prog=prog, description=commands.EXAMPLES[name])
+    for option in _EMPTY:
+        value = getattr(asked, option, None)
+        for word in (value,) if isinstance(value, str) else value or ():
+            _check_named(option, word)
+    return asked
+
+
+_EMPTY = {
+    "model": "the name of the model is empty; name a folder or a hub model",
+    "dataset": "--dataset is empty; name a data set, or leave it out",
+    "out": "--out is empty; name a folder, or leave it out",
+}
+
+
+def _check_named(option: str, word: str) -> str:
+    """The word itself. ValueError for an empty one, as a variable is that is not set: nothing else stands in for it."""
+    if not word.strip():
+        raise ValueError(_EMPTY[option])
+    return word
 
 
 def train(args: list[str], prog: str) -> int:
@@ -70,7 +89,7 @@ def infill(args: list[str], prog: str) -> int:
     command: Infill = _asked("infill", args, prog)
     texts, model = list(command.words), command.model
     if model is None and texts and "[GAP" not in texts[0]:
-        model = texts.pop(0)
+        model = _check_named("model", texts.pop(0))
     unfilled = "" if model is None else f"; if {model!r} is one, mark the missing text with [GAP], or use --model"
     lines = _given(texts, "fill", unfilled)
     from textdiff.gaps import parse as parse_gaps
@@ -81,8 +100,9 @@ def infill(args: list[str], prog: str) -> int:
     if command.explain:
         print(fill.explain(), file=sys.stderr)
     options = command.sampling.options() | {"banned": command.banned, "must": command.must}
-    if command.max_calls is not None:
-        options["max_calls"] = command.max_calls
+    for name in ("max_calls", "candidates"):
+        if (value := getattr(command, name)) is not None:
+            options[name] = value
     if len(texts) == 1:
         return _show([fill(texts[0], **options)], command.json, prog)
     return _show(fill(iter(lines), batch_size=BATCH, on_error=command.on_error, **options), command.json, prog)
@@ -124,7 +144,10 @@ def _generate_texts(command: "Generate") -> None:
     if command.json and command.watch:
         raise ValueError("--watch shows texts to people, --json to programs; leave one of them out")
     options = command.sampling.options()
-    length = options.pop("max_gap", None) if command.max_new_tokens is None else command.max_new_tokens
+    length, other = command.max_new_tokens, options.pop("max_gap", None)
+    if length is not None and other is not None:
+        raise ValueError(f"--max-new-tokens {length} and --max-gap {other} say the same here; leave one of them out")
+    length = other if length is None else length
     write = _text_diffusion(command.model, command.sampling.tune)
     options |= {"stop_strings": command.stop} | ({} if length is None else {"max_new_tokens": length})
     if command.watch:
@@ -157,6 +180,10 @@ def score(args: list[str], prog: str) -> int:
     """textdiff score."""
     command: Score = _asked("score", args, prog)
     texts, model = list(command.words), command.model
+    if model is None and texts and not texts[0]:
+        raise ValueError(
+            "the first word is empty; name a folder or a hub model, or use --model: then all words are texts"
+        )
     if model is None and texts and _is_model(texts[0]):
         model = texts.pop(0)
     elif model is None and len(texts) > 1 and _looks_like_a_model(texts[0]):

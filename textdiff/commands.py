@@ -35,8 +35,6 @@ class Sampling:
     """Seconds, after which what is still hidden is drawn at once."""
     max_gap: int | None = None
     """The longest content of a gap, in tokens."""
-    candidates: int | None = None
-    """Fillings drawn for each one that is given, the most fluent; for autoregressive checkpoints."""
     num_return_sequences: int | None = None
     """One text, or ten images of each class, unless it is given."""
     seed: int = 0
@@ -71,6 +69,8 @@ class Infill:
     """Of several texts: fill the others where one cannot be filled, and end with status 1; or fill none."""
     max_calls: int | None = None
     """Texts that may be tried for each one, to find out how long its gaps are (models that cannot say lengths)."""
+    candidates: int | None = None
+    """Fillings drawn for each one that is given, the most fluent; for autoregressive checkpoints."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
 
 
