@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from test_automata import tokenizer
+from tiny import tiny_checkpoint
 
 from textdiff import automata, patterns
 from textdiff.automata import MAX_STRINGS, compile_gap
 from textdiff.caching import Cache
+from textdiff.filling import prepare
 from textdiff.gaps import Gap, parse
 from textdiff.patterns import compile_pattern
 from textdiff.wordcount import MOST
@@ -93,19 +95,29 @@ def test_strings_and_numbers_that_are_too_large_are_refused(asked: dict[str, Any
     assert len(str(raised.value)) < 700
 
 
-def test_a_gap_that_no_model_reads_is_refused_before_it_is_made() -> None:
+LONG = ["[GAP:1000000000]", "[GAP:1000000000-]", "[GAP:1000000000w]", "[GAP:5-999999999999w]"]
+
+
+@pytest.mark.parametrize("text", LONG)
+def test_a_gap_that_no_model_reads_is_refused(text: str) -> None:
+    checkpoint = tiny_checkpoint("parallel")
+    with pytest.raises(ValueError, match="give (a shorter gap|fewer)"):
+        prepare(parse(f"We {text} on."), checkpoint.tokenizer, checkpoint.specials, longest=64)
+
+
+@pytest.mark.slow
+def test_it_is_refused_before_it_is_made() -> None:
     """In a process that may have no more than 6 GB; the row of so many masks alone has 8."""
-    texts = ["[GAP:1000000000]", "[GAP:1000000000-]", "[GAP:1000000000w]", "[GAP:5-999999999999w]"]
     code = (
         "import resource, transformers, textdiff\n"
         "fill = transformers.pipeline('text-infilling')\n"
         "resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
-        f"for text in {texts}:\n"
+        f"for text in {LONG}:\n"
         "    try: fill(f'We {text} on.')\n"
         "    except ValueError as error: print('refused:', error)\n"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert run.stdout.count("refused: gap 1") == len(texts), run.stderr[-500:]
+    assert run.stdout.count("refused: gap 1") == len(LONG), run.stderr[-500:]
 
 
 def test_digits_without_end_are_no_length() -> None:
@@ -115,10 +127,10 @@ def test_digits_without_end_are_no_length() -> None:
 
 
 def test_what_was_asked_once_is_kept_up_to_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 other choices and patterns: the cache never holds more than its limit, and what was just asked for is there."""
+    """80 other choices and patterns: the cache never holds more than its limit, and what was just asked for is there."""
     t, cache = tokenizer("bytes"), Cache[Any](2 << 20, automata._bytes)
     monkeypatch.setattr(automata, "_AUTOMATA", cache)
-    for number in range(200):
+    for number in range(80):
         one = compile_gap(t, len(t), choices=[f"the {number} of {number * 7919}"])
         assert cache.bytes <= cache.limit
         assert compile_gap(t, len(t), choices=[f"the {number} of {number * 7919}"]) is one

@@ -26,15 +26,17 @@ def split(text: str) -> list[tuple[int, int]]:
     return [found.span() for found in re.finditer(r"[日本語\u0e01-\u0e2e]|[^\s\W日本語\u0e01-\u0e2e]+", text)]
 
 
+@pytest.mark.parametrize("count", [250, pytest.param(1250, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_five_thousand_gaps_hold_whole_words(family: str) -> None:
-    """1,250 random gaps of each tokenizer, of random tokens under random scores: the number of words is the one asked for,
-    and no word of the whole text lies on a gap's edge, but where text of the user's touches the gap without a space.
+def test_gaps_hold_whole_words(family: str, count: int) -> None:
+    """1,250 random gaps of each of four tokenizers (250 in the quick form), of random tokens under random scores: the number
+    of words is the one asked for, and no word of the whole text lies on a gap's edge, but where text of the user's touches
+    the gap without a space.
     """
     t, noise = tokenizer(family), torch.Generator().manual_seed(3)
     spelt, checked = pieces(t, len(t)), 0
     machines: dict[Any, Any] = {}
-    for number in range(1250):
+    for number in range(count):
         low, before, after = number % 4, BEFORE[number % len(BEFORE)], AFTER[number % len(AFTER)]
         high = max(low, 1) + int(torch.randint(3, (1,), generator=noise))
         lead = lead_of(t, before)
@@ -54,7 +56,7 @@ def test_five_thousand_gaps_hold_whole_words(family: str) -> None:
             outside = last <= begin or first >= end
             assert inside or outside or not before.endswith((" ", "(", "本")), (text, text[first:last])
         checked += bool(ids) and all(spelt[i] is not None for i in ids)
-    assert checked > 1000
+    assert checked > 0.8 * count
 
 
 def test_a_gap_on_the_edge_of_a_word_would_be_seen() -> None:
