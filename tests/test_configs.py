@@ -2,7 +2,7 @@
 
 import math
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -12,6 +12,8 @@ from textdiff.checkpoint import DiffusionConfig
 from textdiff.cli import main
 from textdiff.config import as_yaml, parse_one_of, settings_of
 from textdiff.data import DataConfig
+from textdiff.effects import ALWAYS, EFFECTS, ELSEWHERE, check_effects
+from textdiff.keys import Key
 from textdiff.options import PATH, Range, annotations, bare
 from textdiff.pictures.checkpoint import PictureDiffusion
 from textdiff.pictures.data import PicturesConfig
@@ -178,7 +180,7 @@ def read(tmp_path: Path, content: str | bytes, *words: str) -> Any:
         ("model: {path: ~/m}", "model.path", str(Path.home() / "m")),
         ("tokenizer: {path: ~/t}", "tokenizer.path", str(Path.home() / "t")),
         ("diffusion: {process: masking, num-steps: 8}", "diffusion.num_steps", 8),
-        ("diffusion: {edits: [0.5, 0.25, 0.25, 0]}", "diffusion.edits", (0.5, 0.25, 0.25, 0.0)),
+        ("diffusion: {process: edit, edits: [0.5, 0.25, 0.25, 0]}", "diffusion.edits", (0.5, 0.25, 0.25, 0.0)),
     ],
 )  # fmt: skip
 def test_a_file_means_what_it_says(content: str, path: str, value: Any, tmp_path: Path) -> None:
@@ -337,3 +339,126 @@ def test_other_commands_read_files_too(tmp_path: Path) -> None:
     made = parse_one_of({"x": Infill}, ["--config", str(tmp_path / "f.yaml"), "We [GAP]."], prog="x", description="")
     assert made.json and made.sampling.top_k == 5 and made.must == ("a",) and made.words == ("We [GAP].",)
     assert all(not is_dataclass(value) or value is made.sampling for value in vars(made).values())
+
+
+# ------------------------------------------------------------------------------------------------- options without effect
+
+# option -> another value, options with which it has an effect, and with which it has none
+HEEDED: dict[str, dict[str, tuple[Any, dict[str, Any], dict[str, Any]]]] = {
+    "text": {
+        "data.packed": (True, {}, {"trainer.batch": 4, "trainer.accumulate": 4}),
+        "tokenizer.vocab": (400, {}, {"tokenizer.path": "t"}),
+        "model.preset": ("mini", {}, {"model.path": "m"}),
+        "model.start": ("random", {}, {"diffusion.denoiser": "seq2seq"}),
+        "model.context": (0.5, {"diffusion.denoiser": "autoregressive"}, {}),
+        "diffusion.edits": ((0.1, 0.1, 0.8, 0.1), {"diffusion.process": "masking+edit"}, {}),
+        "diffusion.bidirectional": (True, {"diffusion.denoiser": "autoregressive"}, {}),
+        "diffusion.candidates": (4, {"diffusion.denoiser": "autoregressive"}, {"diffusion.denoiser": "seq2seq"}),
+        "noise.spans": ((4.0,), {"diffusion.process": "masking"}, {"diffusion.process": "replacement"}),
+        "noise.counted": (0.1, {"diffusion.process": "edit"}, {"diffusion.process": "masking"}),
+        "objective.weighted": (True, {"diffusion.process": "masking"}, {}),
+        "objective.power": (2.0, {}, {"objective.blank": 1.0}),
+        "objective.blank": (0.5, {}, {"objective.steps": 1}),
+        "objective.steps": (4, {}, {"objective.blank": 1.0}),
+        "trainer.muon_lr": (0.5, {"trainer.optimizer": "muon"}, {}),
+        "trainer.floor": (0.5, {}, {"trainer.warmup": 1.0}),
+        "trainer.show_every": (5, {}, {"examples": ()}),
+    },
+    "image": {
+        "data.config": ("x", {"data.dataset": "user/images"}, {}),
+        "data.image_column": ("x", {"data.dataset": "user/images"}, {}),
+        "model.family": ("dit", {}, {"model.path": "m"}),
+        "model.channels": ((32,), {}, {"model.path": "m"}),
+        "model.layers": (2, {}, {"model.path": "m"}),
+        "model.dropout": (0.1, {}, {"model.path": "m"}),
+        "model.attention": (False, {}, {"model.family": "dit"}),
+        "objective.weighted": (True, None, {}),  # type: ignore[dict-item]
+        "objective.power": (2.0, {}, {"objective.blank": 1.0}),
+        "objective.blank": (0.5, {}, {"objective.steps": 1}),
+        "objective.steps": (4, {}, {"objective.blank": 1.0}),
+        "trainer.muon_lr": (0.5, {"trainer.optimizer": "muon"}, {}),
+        "trainer.floor": (0.5, {}, {"trainer.warmup": 1.0}),
+    },
+}
+NUMBERS = ("model.context", "diffusion.edits", "diffusion.bidirectional", "noise.spans", "noise.counted",
+           "objective.weighted", "objective.power", "objective.blank", "objective.steps")  # fmt: skip
+
+
+def with_options(kind: str, options: dict[str, Any]) -> Any:
+    """A run with these options, by their dotted names."""
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        section, _, option = name.rpartition(".")
+        sections.setdefault(section, {})[option] = value
+    whole: dict[str, Any] = sections.pop("", {})
+    make = Recipe if kind == "text" else PictureRecipe
+    plain = make()
+    return make(**whole, **{name: replace(getattr(plain, name), **values) for name, values in sections.items()})
+
+
+def test_it_is_known_of_every_option_when_it_has_an_effect() -> None:
+    for kind, recipe in {"text": Recipe(), "image": PictureRecipe()}.items():
+        tables = (ALWAYS[kind], ELSEWHERE[kind], {*EFFECTS[kind]})
+        assert set.union(*tables) == {*settings_of(recipe)} and sum(map(len, tables)) == len(settings_of(recipe))
+        assert {*EFFECTS[kind]} == {*HEEDED[kind]}
+        check_effects(recipe, kind)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, table in HEEDED.items() for name in table])
+def test_an_option_without_effect_is_refused(kind: str, name: str) -> None:
+    """By its name, value and what it is for; not where it has an effect, nor on resume, when nothing may change."""
+    value, works, idle = HEEDED[kind][name]
+    with pytest.raises(
+        ValueError, match=rf"^{name} .* has no effect in this run: it is for .*; leave it out$"
+    ) as caught:
+        check_effects(with_options(kind, {name: value, **idle}), kind)
+    assert "\n" not in str(caught.value)
+    if works is not None:
+        check_effects(with_options(kind, {name: value, **works}), kind)
+    check_effects(with_options(kind, idle), kind)
+    check_effects(with_options(kind, {name: value, **idle, "trainer.resume": True}), kind)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_is_refused_would_change_no_number(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The loss of a batch is the same to the bit, and another one where the option is heeded."""
+    monkeypatch.setattr("textdiff.recipe.check_effects", lambda recipe, kind: None)
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"text": "We go on with {n} of them, and on."}}\n' for n in range(40)))
+    value, works, idle = HEEDED["text"][name]
+    small = {"data.dataset": str(tmp_path / "t.jsonl"), "data.context": 16, "tokenizer.vocab": 320, "model.start": "random",
+             "trainer.out": str(tmp_path / "out")}  # fmt: skip
+
+    def loss(options: dict[str, Any]) -> float:
+        made = with_options("text", small | options)
+        data = made.prepare()
+        job = made.make_job(model := made.make_model(data), data)
+        x0, key = job.collate(data.rows["ids"][:8], Key.of(3, 8))
+        return float(made.make_udm(model, data)(x0, key).total)
+
+    assert loss(idle) == loss({name: value, **idle})
+    assert loss(works) != loss({name: value, **works})
+
+
+def test_candidates_need_a_model_that_compares_texts(tmp_path: Path) -> None:
+    """Refused before anything is read or made, from Python and from the command line; context 0 goes with bidirectional."""
+    recipe = Recipe(diffusion=DiffusionConfig(candidates=4), trainer=TrainerConfig(out=str(tmp_path / "out")))
+    with pytest.raises(
+        ValueError, match="diffusion.candidates 4 has no effect in this run: .* cannot compare whole texts"
+    ):
+        recipe.build()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"noise.spans 4.0 has no effect"):
+        read_recipe(["--diffusion.process", "replacement", "--noise.spans", "4"], "train")
+    with pytest.raises(ValueError, match=r"model.attention False has no effect"):
+        read_recipe(["--kind", "image", "--model.family", "dit", "--model.no-attention"], "train")
+    both = {"diffusion.denoiser": "autoregressive", "diffusion.bidirectional": True}
+    check_effects(with_options("text", both | {"model.context": 0.0}), "text")
+    with pytest.raises(ValueError, match=r"model.context 0.5 has no effect"):
+        check_effects(with_options("text", both | {"model.context": 0.5}), "text")
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).parents[1] / "data").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_the_recipes_that_are_given_have_no_idle_option(file: Path) -> None:
+    read_recipe(["--config", str(file)], "train")

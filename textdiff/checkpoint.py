@@ -103,7 +103,7 @@ class DiffusionConfig:
         top_k: Tokens to choose from; 0 for all.
         top_p: Share of the probability to choose from.
         max_gap: The longest content of a gap, in tokens.
-        candidates: Fillings drawn for each one that is given, the most fluent (causal denoisers, `Denoiser.fluency`).
+        candidates: Fillings drawn for each one that is given, the most fluent, with denoiser autoregressive.
     """
 
     denoiser: Literal["parallel", "autoregressive", "seq2seq"] = "parallel"

@@ -24,6 +24,7 @@ from textdiff.data import (
     to_tokens,
     windows,
 )
+from textdiff.effects import check_effects
 from textdiff.evaluation import bound
 from textdiff.filling import Page, infill, prepare, start_state
 from textdiff.gaps import Gap, check, parse
@@ -228,11 +229,12 @@ class Recipe:
         return Trainer(udm, self.make_job(model, data), self.trainer)
 
     def check_setup(self) -> None:
-        """Refuse what can be refused before anything is loaded: the run's folder, a run that would not go on, the model.
+        """Refuse what can be refused before anything is loaded: options without effect, the run's folder, the model.
 
         Raises:
             ValueError: With the remedy.
         """
+        check_effects(self, "text")
         check_launch()
         self.trainer.check_world(world_size())
         if self.model.lora:
@@ -451,7 +453,9 @@ AnyRecipe: TypeAlias = Recipe | PictureRecipe
 def read_recipe(args: Sequence[str], prog: str) -> AnyRecipe:
     """The recipe of the kind that `--kind` or a file's `kind:` names, text where neither does. ValueError for bad input."""
     kinds = {"text": Recipe, "image": PictureRecipe}
-    return parse_one_of(kinds, args, prog=prog, description=HELP.replace("textdiff train", prog), short=SHORT)
+    recipe = parse_one_of(kinds, args, prog=prog, description=HELP.replace("textdiff train", prog), short=SHORT)
+    check_effects(recipe, "text" if isinstance(recipe, Recipe) else "image")
+    return recipe
 
 
 def make_pages(examples: Sequence[str], checkpoint: Checkpoint) -> list[Page]:
