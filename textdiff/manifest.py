@@ -21,13 +21,14 @@ MANIFEST = "diffusion_manifest.json"
 CARD = "README.md"
 _PART = ".textdiff-part-"
 _LEGACY = "diffusion_config.json"  # an export without a manifest, by an earlier version
-# what is read beside a config.json if it is there: weights, adapters, tokenizers, settings, templates and code
+# what is read beside a config.json if it is there: weights, adapters, tokenizers, settings and templates. Weights in other
+# formats are not read where there are safetensors, and code never is
 READ = (
-    "*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx", "*.index.json",
+    "*.safetensors", "*.index.json",
     "config.json", "config.*.json", "*_config.json", "model_index.json",
     "*vocab*", "merges*.txt", "tokenizer*", "*.tokenizer", "*.model", "*.spm", "*.tiktoken", "tekken.json", "bpe.codes",
     "dict.txt", "emoji.json", "normalizer.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json",
-    "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja", "*.py",
+    "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates"
 _verified: dict[Path, Any] = {}
