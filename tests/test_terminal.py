@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,10 +94,16 @@ def test_every_command_keeps_a_text_byte_for_byte(model: str, run: Any, text: st
 
 
 def test_lines_of_both_kinds_score_alike(model: str, run: Any) -> None:
-    _, out, _ = run("score", model, "--json", stdin=b"\xef\xbb\xbfWe go.\nWe go.\r\nWe go.\r\r\nWe go.")
+    _, out, _ = run("score", model, "--json", stdin=b"We go.\nWe go.\r\nWe go.\r\r\nWe go.")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["text"] for row in rows] == ["We go.", "We go.", "We go.\r", "We go."]
     assert rows[0] == rows[1] == rows[3] and rows[2]["nats"] > rows[0]["nats"]
+
+
+def test_a_byte_order_mark_is_text(model: str, run: Any) -> None:
+    """Wherever it stands: a line is a text byte for byte."""
+    _, out, _ = run("score", model, "--json", stdin="\ufeffWe go.\n\ufeffWe go.\n".encode())
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["\ufeffWe go."] * 2
 
 
 BAD = b"We [GAP:1] on\n\xff [GAP:1]\n\nno gap\n[GAP\nWe [GAP:1] on\n"
@@ -115,6 +122,95 @@ def test_one_bad_line_costs_no_other(model: str, run: Any) -> None:
     assert code == 2 and out == b"" and "text 2: lone surrogate" in err
     code, out, err = run("refine", model, stdin=b"We go on\n\nWe go on\n")
     assert code == 1 and len(out.splitlines()) == 2 and "text 2" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--rank"], ["--rank", "--json"], ["--within", "We [GAP] on"]])
+def test_one_bad_line_costs_no_other_score(model: str, run: Any, options: list[str], monkeypatch: Any) -> None:
+    """One that is not UTF-8, one that is too long; each is named, whatever it is scored together with."""
+    monkeypatch.setattr("textdiff.cli.SCORED", 3)
+    lines = [b"we go", b"on", b"\xff", b"go " * 2000, b"we go on"]
+    code, out, err = run("score", model, *options, stdin=b"\n".join(lines))
+    _, expected, _ = run("score", model, *options, "--", "we go", "on", "we go on")
+    assert code == 1 and out == expected
+    first, second = err.splitlines()
+    assert first.startswith("textdiff score: text 3: lone surrogate")
+    assert second.startswith("textdiff score: text 4: ") and "shorten it" in second
+    code, out, err = run("score", model, *options, stdin=b"\xff\n\xfe\n")
+    assert code == 2 and out == b"" and err.count("\n") == 2
+    code, out, err = run("score", model, *options, "go " * 2000)
+    assert code == 2 and out == b"" and "text 1" not in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--draws", "1000000000"], "draws 1000000000 is more than 100,000"),
+        (["--draws", "0"], "draws must be a whole number of at least 1; got 0"),
+        (["--window", "0"], "window 0 is not between 1 and"),
+    ],
+)
+def test_a_wrong_option_is_told_once(model: str, run: Any, options: list[str], named: str) -> None:
+    """Not for each text."""
+    code, out, err = run("score", model, *options, stdin=b"we\ngo\non\n")
+    assert code == 2 and out == b"" and err.count("\n") == 1 and named in err
+
+
+COMMANDS = [
+    ("infill", "We [GAP:1] on"),
+    ("infill", "We [GAP:1] on", "--json"),
+    ("refine", "We go on"),
+    ("generate", "--max-new-tokens", "2"),
+    ("generate", "--max-new-tokens", "2", "--watch"),
+    ("score", "We go on"),
+    ("score", "We go on", "--json"),
+    ("evaluate",),
+    ("infill", "--help"),
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_closed_output_is_told_before_any_work(model: str, run: Any, words: tuple[str, ...], monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    code, _, err = run(words[0], model, *words[1:])
+    assert code == 2 and err.count("\n") == 1 and "standard output is closed" in err and "send it to a file" in err
+
+
+def broken(error: OSError) -> io.TextIOWrapper:
+    class Raw(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            raise error
+
+    return io.TextIOWrapper(io.BufferedWriter(Raw()), "utf-8")
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words != ("evaluate",)], ids=" ".join)
+def test_output_that_cannot_be_written(model: str, run: Any, words: tuple[str, ...], monkeypatch: Any) -> None:
+    """A reader who has enough ends a command quietly; a full disk is one line; neither fails again as Python leaves."""
+    for error, code, said in ((BrokenPipeError(32, "Broken pipe"), 0, ""), (OSError(28, "full"), 2, "[Errno 28] full")):
+        monkeypatch.setattr(sys, "stdout", broken(error))
+        found, _, err = run(words[0], model, *words[1:])
+        assert found == code and err == (f"textdiff {words[0]}: {said}\n" if said else "")
+
+
+def test_errors_that_nobody_reads_cost_nothing(model: str, run: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stderr", broken(OSError(28, "full")))
+    code, out, _ = run("infill", model, stdin=BAD)
+    assert code == 1 and len(out.splitlines()) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("command", ["infill", "refine", "score"])
+def test_a_signal_ends_a_command_in_one_line(model: str, run: Any, command: str, number: int) -> None:
+    class Slow(Stdin):
+        def isatty(self) -> bool:
+            signal.raise_signal(number)
+            return False
+
+    code, out, err = run(command, model, stdin=Slow(b"We [GAP:1] on\n"))
+    assert code == 128 + number and out == b"" and err.startswith(f"\ntextdiff {command}: stopped")
 
 
 @pytest.mark.parametrize("stdin", [None, b""], ids=["closed", "empty"])

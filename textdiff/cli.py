@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from textdiff.launch import run_command, say
 from textdiff.terminal import read_lines, to_json, write_line
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from textdiff.commands import Evaluate, Generate, Infill, Refine, Score
 
 BATCH = 32  # lines of standard input that are filled together
+SCORED = 256  # lines that are scored together, less where they are looked at often
+LOOKS = 1 << 20
+MOST_DRAWS = 100_000
+Ask: TypeAlias = Callable[[list[str]], list[tuple[str, Any]]]  # texts -> texts and their scores
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -28,6 +32,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str]) -> int:
+    if {"-h", "--help"} & {*words}:
+        _need_output()
     if not words or words[0] in ("-h", "--help"):
         from textdiff.commands import USAGE
 
@@ -188,26 +194,72 @@ def score(args: list[str], prog: str) -> int:
         model = texts.pop(0)
     elif model is None and len(texts) > 1 and _looks_like_a_model(texts[0]):
         print(f"{prog}: {texts[0]!r} is scored as a text; for a model of this name use --model", file=sys.stderr)
-    texts = list(_given(texts, "score"))
-    from textdiff.scoring import lines, rank
+    given = _given(texts, "score")
+    if command.draws > MOST_DRAWS:
+        raise ValueError(
+            f"draws {command.draws} is more than {MOST_DRAWS:,}; the error falls with their root, give fewer"
+        )
+    ask = _scorer(command, model)
+    return _show_scores(ask(list(given)) if len(texts) == 1 else _scored(given, ask, command.draws), command, prog)
+
+
+def _scorer(command: "Score", model: str | None) -> Ask:
+    """What scores texts, or fillings, together. ValueError for a model or options that cannot score any."""
+    from textdiff.scoring import rank
     from textdiff.scoring import score as score_texts
 
-    if command.within is not None:
+    within = command.within
+    if within is not None:
         from textdiff.gaps import check
         from textdiff.gaps import parse as parse_gaps
 
-        check(parse_gaps(command.within))  # before the model is loaded
+        check(parse_gaps(within))  # before the model is loaded
         if command.window is not None:
             raise ValueError("--window cuts texts, and --within scores the fillings of one; leave one of them out")
     tools: dict[str, Any] = _pipeline(model).opened.scorer | {"draws": command.draws, "seed": command.seed}
-    if command.within is None:
-        found = list(zip(texts, score_texts(texts, window=command.window, **tools), strict=True))
-        found = sorted(found, key=lambda pair: pair[1].nats) if command.rank else found
-    else:
-        found = [(ranked.filling[0], ranked.score) for ranked in rank(command.within, texts, **tools)]
-    for line in lines(found, command.json):
+
+    def ask(texts: list[str]) -> list[tuple[str, Any]]:
+        if within is None:
+            return list(zip(texts, score_texts(texts, window=command.window, **tools), strict=True))
+        return [(ranked.filling[0], ranked.score) for ranked in rank(within, texts, **tools)]
+
+    ask([])  # what is wrong with the options is wrong with no text
+    return ask
+
+
+def _scored(texts: Iterator[str], ask: Ask, draws: int) -> Iterator[tuple[str, Any]]:
+    """Texts and their scores; a text that has none costs no other, and has the ValueError in its place."""
+    size = max(1, min(SCORED, LOOKS // max(draws, 1)))
+    while group := list(islice(texts, size)):
+        yield from _halved(group, ask)
+
+
+def _halved(group: list[str], ask: Ask) -> list[tuple[str, Any]]:
+    try:
+        return ask(group)
+    except ValueError as error:
+        half = len(group) // 2
+        return [*_halved(group[:half], ask), *_halved(group[half:], ask)] if half else [(group[0], error)]
+
+
+def _show_scores(found: Iterable[tuple[str, Any]], command: "Score", prog: str) -> int:
+    """A table, or a JSON object a line, which is written as it comes if it may be; errors on standard error."""
+    from textdiff.scoring import lines
+
+    ranked, failed, number, kept = command.rank or command.within is not None, 0, 0, list[tuple[str, Any]]()
+    for number, (text, score) in enumerate(found, 1):
+        if isinstance(score, ValueError):
+            failed += 1
+            print(f"{prog}: text {number}: {score}", file=sys.stderr)
+        elif command.json and not ranked:
+            write_line(lines([(text, score)], as_json=True)[0])
+        else:
+            kept.append((text, score))
+    if ranked:
+        kept.sort(key=lambda pair: pair[1].nats)
+    for line in lines(kept, command.json) if kept else ():
         write_line(line)
-    return 0
+    return _code(failed, number)
 
 
 def _is_model(word: str) -> bool:
@@ -237,6 +289,7 @@ def evaluate(args: list[str], prog: str) -> int:
     kinds = {kind_of(model) for model in command.model}
     if len(kinds) > 1:
         raise ValueError("models of texts and of images cannot be compared; name models of one kind")
+    _need_output()
     _quiet()
     rows, shown = {"text": _evaluate_texts, "image": _evaluate_images}[kinds.pop()](command)
     write_line(to_json(rows, indent=1) if command.json else shown)
@@ -309,9 +362,18 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
+def _need_output() -> None:
+    """Refuse to work for nobody. ValueError where standard output is closed."""
+    if sys.stdout is None or sys.stdout.closed:
+        raise ValueError(
+            "standard output is closed, and the results are written there; leave it open, or send it to a file"
+        )
+
+
 def _pipeline(model: str | None, ways: Sequence[str] = (), remedy: str = "") -> Any:
     from textdiff.pipelines import open_infilling
 
+    _need_output()
     _quiet()
     try:
         return _tuned(open_infilling(model), ways)
@@ -322,6 +384,7 @@ def _pipeline(model: str | None, ways: Sequence[str] = (), remedy: str = "") -> 
 def _text_diffusion(model: str | None, ways: Sequence[str] = ()) -> Any:
     from textdiff.pipelines import open_diffusion
 
+    _need_output()
     _quiet()
     try:
         return _tuned(open_diffusion(model), ways)
@@ -351,6 +414,11 @@ def _show(results: Iterable[list[dict[str, Any]]], as_json: bool, prog: str) -> 
             for sequence in sequences:
                 spans = [(gap["start"], gap["end"]) for gap in sequence["gaps"]]
                 write_line(sequence["generated_text"], spans)
+    return _code(failed, number)
+
+
+def _code(failed: int, number: int) -> int:
+    """The exit code where so many of so many texts failed."""
     return 0 if not failed else 1 if failed < number else 2
 
 

@@ -49,17 +49,22 @@ def run_command(command: Callable[[], int | None], prog: str, *, trains: bool = 
     came: list[int] = []
     with lasting(output=trains), _stopping_at_once(came):
         try:
-            code = command() or 0
+            code = _done(command)
             if sys.stdout is not None:
                 sys.stdout.flush()
         except KeyboardInterrupt as stop:
             code = _stopped(stop, prog)
-        except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
-            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
         except Exception as error:  # an import that a signal broke off may swallow it, and fail later
             code = _stopped(_interrupted(came[0]), prog) if came else _failed(error, prog, trains)
     settle()
     return code
+
+
+def _done(command: Callable[[], int | None]) -> int:
+    try:
+        return command() or 0
+    except SystemExit as leave:  # tyro has said what is wrong, or what --help asked for
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
 
 
 def _stopped(stop: KeyboardInterrupt, prog: str) -> int:

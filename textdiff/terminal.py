@@ -21,18 +21,15 @@ Span = tuple[int, int]
 def read_lines() -> Iterator[str]:
     """Yield the texts of standard input, a line each; nothing where it is closed or a terminal.
 
-    A byte-order mark at the very beginning is no text. What is not UTF-8 comes as lone surrogates, which are refused where
-    the text is used, so that one bad line costs no other.
+    What is not UTF-8 comes as lone surrogates, which are refused where the text is used, so that one bad line costs no
+    other. A byte-order mark is text like any other.
     """
     if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
         return
     stream = getattr(sys.stdin, "buffer", None)
-    first = True
     for line in sys.stdin if stream is None else stream:
         text = line if isinstance(line, str) else line.decode("utf-8", "surrogateescape")
-        text = text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
-        yield text.removeprefix("\ufeff") if first else text
-        first = False
+        yield text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 
 
 def write_line(text: str, spans: Sequence[Span] = (), stream: TextIO | None = None, colour: bool | None = None) -> None:
