@@ -67,6 +67,7 @@ LAYERS = (
         "hub",
         "reading",
         "sentences",
+        "effects",
         "holding_out",
         "data",
         "zoo",

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 from stock import PATHS, filler
+from tiny import KINDS, tiny_checkpoint
 from transformers import pipeline
 
 from textdiff import posterior
 from textdiff.denoiser.deadline import shortened
+from textdiff.pipelines import TextInfillingPipeline
 from textdiff.pipelines.chat import render
 from textdiff.posterior import Decode, Draw
 from textdiff.tokens import Specials, Tokens
@@ -164,3 +166,15 @@ def test_a_template_that_fails_is_one_line(template: str) -> None:
     with pytest.raises(ValueError, match="the tokenizer's chat template cannot write these messages") as caught:
         render(Chatty(template), MESSAGES)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draft_that_leaves_nothing_open_is_refined_in_time(kind: str) -> None:
+    """Of ten drafts at a small noise level some have nothing to write: with time left and without."""
+    checkpoint = tiny_checkpoint(kind)
+    fill = TextInfillingPipeline(
+        model=checkpoint.model, tokenizer=checkpoint.tokenizer, diffusion_config=checkpoint.config
+    )
+    for seed in range(10):
+        for seconds in (5, 1e-6):
+            assert fill.refine("We go.", 0.1, seed=seed, num_steps=2, max_time=seconds)[0]["generated_text"] is not None

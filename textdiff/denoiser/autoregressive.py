@@ -128,7 +128,7 @@ class _AutoregressivePosterior(LengthFirst):
 
     def draft(self, decode: Decode, key: Key) -> Draw:
         draw = super().draft(decode, key)
-        if decode.deadline == math.inf or draw.open is None or not self.unsized:
+        if decode.deadline == math.inf or draw.open is None or not self.unsized or not bool(draw.open.any()):
             return draw
         x0, where = draw.x0, draw.open
         words, sure = self.write(x0, where, decode, key.fold(1).uniform(where.shape[1]))
