@@ -148,3 +148,43 @@ def test_generation_refuses_what_it_does_not_do() -> None:
     for seed in range(30):
         found = model.generate(ids, custom_generate=partial(run, seed=seed), max_new_tokens=1, do_sample=True)
         assert found.shape in ((1, 3), (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda fill: textdiff.Gap(choices=[]), "choices are an empty list"),
+        (lambda fill: textdiff.Gap(choices=["x\ud800"]), "lone surrogate"),
+        (lambda fill: textdiff.Gap(name=""), "name is empty"),
+        (lambda fill: fill("We [GAP] go.", banned=["x\ud800"]), "lone surrogate"),
+        (lambda fill: fill("We [GAP] go.", temperature=0, top_k=5), "top_k has no effect at temperature 0"),
+        (lambda fill: fill.score("We go.", draws=3), "draws has no effect"),
+        (lambda fill: fill.rank("We [GAP] go.", ["the"], draws=3), "draws has no effect"),
+        (lambda fill: fill.save_pretrained(3), "the folder to save to must be a string"),
+        (lambda fill: fill.save_pretrained("/proc/x"), "cannot save to '/proc/x'"),
+        (lambda fill: textdiff.tune(3, "bf16"), "model must be a torch module"),
+        (lambda fill: generated(fill, checkpoint=3), "checkpoint must be a Checkpoint"),
+        (lambda fill: generated(fill, tokenizer=3), "tokenizer must be a PreTrainedTokenizerBase"),
+        (lambda fill: generated(fill, generator=3), "generator must be a Generator"),
+        (lambda fill: generated(fill, inputs_embeds=torch.zeros(1, 2, 32)), "inputs_embeds cannot be read"),
+        (lambda fill: generated(fill, ids=[[1, 10**6]]), "the model knows ids below"),
+    ],
+)
+def test_what_would_have_no_effect_or_no_sense_is_refused(fill: Any, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        call(fill)
+    assert "\n" not in str(raised.value)
+
+
+def generated(fill: Any, ids: list[list[int]] = [[1, 50]], **options: Any) -> Any:  # noqa: B006
+    given = {"checkpoint": fill.checkpoint} | options
+    return textdiff.generate(fill.model, torch.tensor(ids), **given)
+
+
+def test_a_stock_model_is_told_where_it_writes_on() -> None:
+    """Its tokenizer lacks what a checkpoint's has; the remedy is one that works."""
+    from stock import filler
+
+    fill = filler("causal, bytes")
+    with pytest.raises(ValueError, match=r'writes on by pipeline\("text-diffusion"'):
+        textdiff.generate(fill.model, torch.tensor([[5, 6]]), tokenizer=fill.tokenizer)

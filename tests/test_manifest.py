@@ -134,7 +134,8 @@ ADDED = (
 HARMLESS = (
     "README.md", "LICENSE", "run.json", "log.jsonl", "recipe.yaml", "loss.png", "notes.txt", "results.json",
     ".gitattributes", "states/step-00000002/model.safetensors", "tensorboard/events.out.tfevents.1",
-    ".ipynb_checkpoints/a.py", "handler.py", "modeling_mine.py", "model.onnx", "model.gguf", "pytorch_model.bin", "tf_model.h5",
+    ".ipynb_checkpoints/a.py",
+    "handler.py", "modeling_mine.py", "model.onnx", "model.gguf", "pytorch_model.bin", "tf_model.h5",
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ _SIGNS = (
     (0x06D4, 0x06D4), (0x0964, 0x0965), (0x1361, 0x1368), (0x2000, 0x2BFF), (0x1F000, 0x1FAFF),
 )  # fmt: skip
 _JOINERS = (0x00AD, 0x200C, 0x200D, 0x2060, 0xFEFF)  # they are not seen, and hold letters together
-NONE, LETTER, SIGN, UNSPACED = -1, 0, 1, 2  # what is no character; words between spaces; punctuation and marks
+NONE, LETTER, SIGN, UNSPACED, MARK = -1, 0, 1, 2, 3  # what is no character, of a word between spaces, punctuation, ...
 # rows are compared by mixtures of their entries, in which unlike ones are the same once in 2^60 times
 _ROW = np.random.default_rng(0).integers(1 << 62, size=64)
 _MIX = torch.randint(1 << 62, (256,), generator=torch.Generator().manual_seed(0))
@@ -56,17 +56,18 @@ def solid() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def kinds() -> np.ndarray:
-    """(N,) int8 of every code point: LETTER, SIGN or UNSPACED; NONE where it is white space or no character.
+    """(N,) int8 of every code point: LETTER, SIGN, UNSPACED or MARK; NONE where it is white space or no character.
 
-    SIGN goes with the word it follows and makes no longer word of it: punctuation, symbols, and marks on letters of scripts
-    without spaces. Rare signs count as letters, which keeps automata small.
+    SIGN goes with the word it follows and makes no longer word of it: punctuation and symbols. MARK is on a letter of a
+    script without spaces, and begins nothing. Rare signs count as letters, which keeps automata small.
     """
     result = _filled(LETTER, {UNSPACED: [*_UNSPACED], SIGN: [*_SIGNS]})
     blocks = [(0, 0xBF), *_UNSPACED, *_SOLID]
     for number in (number for first, last in blocks for number in range(first, last + 1)):
         category = unicodedata.category(chr(number))
-        sign = category[0] in "PS" and category != "Pc" or category == "Cc"
-        if sign or result[number] == UNSPACED and category[0] == "M":
+        if result[number] == UNSPACED and category[0] == "M":
+            result[number] = MARK
+        elif category[0] in "PS" and category != "Pc" or category == "Cc":
             result[number] = SIGN
     for number in range(0x3001):
         if chr(number).isspace():

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from textdiff.validation import check_integer, check_items, check_strings, check_text, shown
+from textdiff.validation import check_encodes, check_integer, check_items, check_strings, check_text, shown
 
 TOUCHING = "two gaps touch; put text between them, or use one [GAP]"
 HELP = (
@@ -55,6 +55,8 @@ class Gap:
     forced: tuple[int | tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.choices, list) and not self.choices:
+            raise ValueError("the gap's choices are an empty list, so nothing fits; give some, or leave them out")
         object.__setattr__(self, "choices", check_strings("the gap's choices", self.choices))
         object.__setattr__(self, "must", check_strings("what the gap must hold", self.must))
         forced = [f if isinstance(f, int) else check_items("forced", f, example="[17, (4, 5)]") for f in
@@ -64,7 +66,9 @@ class Gap:
             check_integer("an id of forced", number, least=0)
         for name in ("name", "pattern"):
             if getattr(self, name) is not None:
-                check_text(name, getattr(self, name))
+                check_encodes(f"the gap's {name}", check_text(f"the gap's {name}", getattr(self, name)))
+        if self.name == "":
+            raise ValueError("the gap's name is empty; give one, or leave it out")
         low, high = (None if n is None else check_integer(name, n) for name, n in
                      (("min", self.min), ("max", self.max)))  # fmt: skip
         if self.unit not in ("tokens", "words"):

@@ -10,13 +10,19 @@ Only models that inherit GenerationMixin have `generate`: causal and encoder-dec
 `textdiff.generate(model, input_ids, ...)` itself, or use pipeline("text-diffusion").
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import EosTokenCriteria, GenerationConfig, MaxLengthCriteria, StopStringCriteria
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    PreTrainedTokenizerBase,
+    StopStringCriteria,
+)
 from transformers.utils import ModelOutput
 
 from textdiff.automata import text_automaton
@@ -29,10 +35,7 @@ from textdiff.rulebook import rule_of
 from textdiff.rules import Rule
 from textdiff.tokenizer import load_tokenizer
 from textdiff.tokens import Specials
-from textdiff.validation import check_integer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from textdiff.validation import check_integer, shown
 
 _GROWTH = (MaxLengthCriteria, EosTokenCriteria, StopStringCriteria)  # they read a text that grows at its end
 
@@ -54,7 +57,7 @@ class DiffusionOutput(ModelOutput):
 def generate(
     model: Any, input_ids: Tensor, logits_processor: Any = None, stopping_criteria: Any = None,
     generation_config: GenerationConfig | None = None, *, checkpoint: Checkpoint | None = None,
-    tokenizer: "PreTrainedTokenizerBase | None" = None, streamer: Any = None, seed: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None, streamer: Any = None, seed: int | None = None,
     generator: torch.Generator | None = None, num_denoising_steps: int | None = None,
     max_denoising_steps: int | None = None, rule: str | Rule | None = None, inputs_tensor: Tensor | None = None,
     **model_inputs: Any,
@@ -77,6 +80,7 @@ def generate(
     """
     config = generation_config or (model.generation_config if model.can_generate() else GenerationConfig())
     _check_config(config)
+    _check_given(checkpoint, tokenizer, generator, model_inputs)
     # a parameter of that name would be taken away from transformers' own preparation
     prompt, mask = _prompt(input_ids, inputs_tensor, model_inputs.get("attention_mask"))
     texts = checkpoint or _checkpoint(model, tokenizer)
@@ -116,6 +120,17 @@ def _check_config(config: GenerationConfig) -> None:
                 else ""
             )
             raise ValueError(f"{name} has no effect on diffusion; leave it out{hint}")
+
+
+def _check_given(checkpoint: Any, tokenizer: Any, generator: Any, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for arguments of the wrong kind."""
+    kinds = {"checkpoint": (checkpoint, Checkpoint), "generator": (generator, torch.Generator)}
+    kinds["tokenizer"] = (tokenizer, PreTrainedTokenizerBase)
+    for name, (value, kind) in kinds.items():
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} must be a {kind.__name__}; got {shown(value)}")
+    if inputs.get("inputs_embeds") is not None:
+        raise ValueError("inputs_embeds cannot be read: diffusion writes tokens; give input_ids alone")
 
 
 def _output(sequences: Tensor, final: list[Written], calls: int) -> DiffusionOutput:
@@ -182,12 +197,14 @@ def _prompt(input_ids: Tensor, inputs_tensor: Tensor | None, attention_mask: Ten
 def _words(row: list[int], ids: Specials) -> list[int]:
     """A prompt without its BOS. ValueError for one with open places: those are for infilling."""
     row = row[1:] if row[:1] == [ids.bos] else row
+    if row and ids.size and max(row) >= ids.size:
+        raise ValueError(f"input_ids hold {max(row)}, and the model knows ids below {ids.size}; use its own tokenizer")
     if {ids.mask, ids.gap} & {*row}:
         raise ValueError("input_ids hold [MASK] or [GAP], and generate writes at the end; fill them by text-infilling")
     return row
 
 
-def _checkpoint(model: Any, tokenizer: "PreTrainedTokenizerBase | None") -> Checkpoint:
+def _checkpoint(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> Checkpoint:
     """What the model's folder says of its process, with the tokenizer given, or the folder's."""
     path = model.config._name_or_path
     try:
@@ -202,7 +219,15 @@ def _checkpoint(model: Any, tokenizer: "PreTrainedTokenizerBase | None") -> Chec
         config = DiffusionConfig("autoregressive" if model.can_generate() else "parallel")
         if model.config.is_encoder_decoder:
             config = DiffusionConfig("seq2seq")
-    return Checkpoint(model, tokenizer or load_tokenizer(path), config)
+    found = Checkpoint(model, tokenizer or load_tokenizer(path), config)
+    if found.specials.mask >= found.specials.size or not (
+        found.specials.lengths or config.denoiser != "autoregressive"
+    ):
+        raise ValueError(
+            f"the tokenizer lacks the tokens of a textdiff checkpoint; {type(model).__name__} as it is writes on by "
+            'pipeline("text-diffusion", model=...)'
+        )
+    return found
 
 
 def _size(config: GenerationConfig, input_ids: Tensor, own: DiffusionConfig) -> Size:

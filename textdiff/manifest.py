@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from textdiff.options import checked_path
+
 MANIFEST = "diffusion_manifest.json"
 CARD = "README.md"
 _PART = ".textdiff-part-"
@@ -75,12 +77,17 @@ def write_folder(path: str | Path, write: Callable[[Path], None]) -> None:
             this library wrote and which would be replaced, or read with the model.
         OSError: Where nothing can be written.
     """
-    folder = Path(path)
-    if not str(path) or (folder.exists() and not folder.is_dir()):
+    folder = Path(checked_path("the folder to save to", path))
+    if folder.exists() and not folder.is_dir():
         raise ValueError(f"cannot save to {str(path)!r}: it must be a folder, or a name that is free")
     if is_root(folder):
         raise ValueError(f"cannot save to {str(path)!r}, the root folder; name a folder in it")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"cannot save to {str(path)!r} ({error.strerror}); name a folder that can be written"
+        ) from None
     for stale in folder.glob(f"{_PART}*"):
         shutil.rmtree(stale, ignore_errors=True)
     part = Path(tempfile.mkdtemp(dir=folder, prefix=_PART))

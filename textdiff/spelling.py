@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Bytes = tuple[bytes | None, ...]  # of each token; None where it is no text
 SOFT = b"\xff"  # no byte of UTF-8
 _NEVER = re.compile(rb"[\xc0\xc1\xf5-\xff]")  # nor are these: who has a token for every byte has some that are no text
+_SPACES = ("Ġ".encode(), "▁".encode())  # of byte-level BPE and of SentencePiece
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # what the WordPiece decoder of tokenizers takes together again, one token at a time
 _CLEAN = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'", " n't": "n't", " 'm": "'m", " do not": " don't"}
@@ -33,6 +34,14 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Raise ValueError, with the remedy, for a tokenizer whose tokens spell no text that is known."""
     if not any(pieces(tokenizer, len(tokenizer))):
         raise ValueError(f"the {type(tokenizer).__name__} has no token that is text; give the model's own tokenizer")
+    spaces = [
+        piece for piece in pieces(tokenizer, len(tokenizer)) if piece and piece.removeprefix(b" ").startswith(_SPACES)
+    ]
+    if len(spaces) > len(tokenizer) // 20 + 1:
+        raise ValueError(
+            f"the tokenizer writes the space before a word as {spaces[0].decode().strip()[0]!r}, which its decoder does not "
+            "read; give the model's own tokenizer, or set tokenizer.backend_tokenizer.decoder"
+        )
 
 
 @lru_cache(maxsize=16)

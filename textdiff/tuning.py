@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from textdiff.denoiser import last
 from textdiff.denoiser.head import with_hidden
+from textdiff.validation import shown
 
 MOST = 64  # recorded calls that are kept, the latest
 WARM = 3  # calls before one is recorded: what libraries set up at first is not to be in it
@@ -30,6 +31,8 @@ def tune(model: Any, *ways: str) -> Any:
     unknown = sorted({*ways} - {*WAYS})
     if unknown:
         raise ValueError(f"unknown way {unknown[0]!r} to tune a model; there are {', '.join(WAYS)}")
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model must be a torch module; got {shown(model)}")
     for name, way in WAYS.items():
         if name in ways:
             way(model)

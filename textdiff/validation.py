@@ -40,7 +40,23 @@ def check_strings(name: str, value: Any, *, example: str = '["a", "b"]') -> tupl
     for place, item in enumerate(items):
         if not isinstance(item, str) or not item:
             raise ValueError(f"{name}[{place}] must be a string with some text; got {shown(item)}")
+        check_encodes(f"{name}[{place}]", item)
     return tuple(items)
+
+
+def check_encodes(name: str, text: str) -> str:
+    """Return a text that is valid Unicode.
+
+    Raises:
+        ValueError: For one with a lone surrogate, half of a character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} holds a lone surrogate at {error.start}, half of a character; got {shown(text)}"
+        ) from None
+    return text
 
 
 def check_several(name: str, value: Any, *, example: str) -> list[Any]:

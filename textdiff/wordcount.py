@@ -6,7 +6,7 @@ own (`characters`). Two words that are set apart have one space between them, no
 
 import torch
 
-from textdiff.characters import LETTER, NONE, SIGN, UNSPACED, joining, kinds, over_bytes
+from textdiff.characters import LETTER, MARK, NONE, SIGN, UNSPACED, joining, kinds, over_bytes
 from textdiff.constraints import Automaton
 from textdiff.joining import MAX_STATES
 
@@ -19,8 +19,8 @@ def count_words(text: str) -> int:
     for kind in kinds()[[ord(character) for character in text if not 0xD800 <= ord(character) < 0xE000]].tolist():
         begins = kind == UNSPACED or kind >= 0 and before == NONE or kind == LETTER and before == UNSPACED
         total += begins
-        # punctuation leaves the word as it is
-        before = before if kind == SIGN and before != NONE else LETTER if kind == SIGN else kind
+        # punctuation and marks leave the word as it is
+        before = before if kind in (SIGN, MARK) and before != NONE else LETTER if kind in (SIGN, MARK) else kind
     return total
 
 
@@ -37,7 +37,7 @@ def counted(low: int, high: int | None) -> Automaton:
     for count in range(1, max(top, 1) + 1):
         for kind in ("letter", "solid", "space"):
             number[count, kind] = len(number)
-    step, accept = torch.full((len(number), 4), -1), torch.zeros(len(number), dtype=torch.bool)
+    step, accept = torch.full((len(number), 5), -1), torch.zeros(len(number), dtype=torch.bool)
 
     def more(count: int) -> int | None:
         """The number after one word more; None where there can be no more."""
@@ -54,12 +54,13 @@ def counted(low: int, high: int | None) -> Automaton:
             if to is not None and (to, name) in number:
                 step[state, sign] = number[to, kind if not begins else name]
         if kind in ("letter", "solid"):
-            step[state, 3] = number[count, "space"]
+            step[state, MARK] = state
+            step[state, 4] = number[count, "space"]
             accept[state] = count >= low
     accept[0] = low == 0
     # a space is the one white space between words
     classes = kinds().copy()
-    classes[ord(" ")] = 3
+    classes[ord(" ")] = 4
     return over_bytes(step, accept, classes)
 
 

@@ -38,7 +38,7 @@ class TextInfillingPipeline(TextPipeline):
     banned, must: strings that no gap may contain, and that every gap has to, beside its own (`Gap.must`, or `Gap.forced` in
     token ids). logits_processor: transformers' LogitsProcessorList.
     on_error: "raise" names the text that cannot be filled before any is; "return" fills the others, and has
-    {"error": ...} in its place. batch_size: texts at once, 32 of a list and 1 of an iterator unless it is given.
+    [{"error": ...}] in its place. batch_size: texts at once, 32 of a list and 1 of an iterator unless it is given.
     None stands for an option that is not given.
 
     Output per text: one dict per sequence, {"generated_text", "score", "calls", "named", "gaps"}; a gap is {"text", "start",

@@ -64,14 +64,20 @@ class Opened:
     def score(self, texts: str | Sequence[str], **options: Any) -> Any:
         """See `scoring.score`. A list of texts gives a list."""
         given = given_options(options, ("draws", "window", "seed"))
+        self._check_draws(given)
         found = score([texts] if isinstance(texts, str) else texts, **self.scorer, **given)
         results = [asdict(result) for result in found]
         return results[0] if isinstance(texts, str) else results
+
+    def _check_draws(self, given: dict[str, Any]) -> None:
+        if "draws" in given and self.scorer["kind"].startswith("exact"):
+            raise ValueError("draws has no effect: the scores of this model are exact; leave draws out")
 
     def rank(self, text: str | Parts, fillings: Sequence[Any], **options: Any) -> list[dict[str, Any]]:
         """See `scoring.rank`; the model's own mask token is a gap of one token, as in infilling."""
         parts = parse(text, self.route.tokenizer.mask_token) if isinstance(text, str) else text
         given = given_options(options, ("draws", "seed"))
+        self._check_draws(given)
         found = rank(parts, fillings, **self.scorer, **given)
         return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
 
@@ -93,6 +99,10 @@ class Opened:
         drawn = {name: options[name] for name in _DECODE if name in options}
         if options.get("num_return_sequences", 1) > 1 and route.decode.temperature == 0:
             drawn = {"temperature": SAMPLED, **drawn}
+        heat = drawn.get("temperature", route.decode.temperature)
+        idle = [name for name in ("top_k", "top_p", "min_p") if name in options]
+        if heat == 0 and idle:
+            raise ValueError(f"{idle[0]} has no effect at temperature 0; give temperature=1.0, or leave {idle[0]} out")
         processors = tuple(options.get("logits_processor", ()))
         deadline = Decode.within(options.get("max_time"))
         text = text_automaton(route.tokenizer, route.specials.size, route.specials.not_text)
