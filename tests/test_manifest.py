@@ -209,7 +209,7 @@ def test_nothing_is_saved_to_the_root(path: str) -> None:
 def test_what_is_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match=f"cannot save to '{path}': it must be a folder, or a name that is free"):
+    with pytest.raises(ValueError, match="it must be a folder, or a name that is free|must be a path; got ''"):
         write_folder(path, lambda part: None)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
