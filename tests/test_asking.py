@@ -168,6 +168,14 @@ def test_generation_refuses_what_it_does_not_do() -> None:
         (lambda fill: generated(fill, generator=3), "generator must be a Generator"),
         (lambda fill: generated(fill, inputs_embeds=torch.zeros(1, 2, 32)), "inputs_embeds cannot be read"),
         (lambda fill: generated(fill, ids=[[1, 10**6]]), "the model knows ids below"),
+        (lambda fill: generated(fill, ids=[[1, -3]]), "input_ids must be a tensor"),
+        (lambda fill: generated(fill, ids=[1, 3]), "input_ids must be a tensor"),
+        (lambda fill: generated(fill, attention_mask=5), "attention_mask must be a tensor"),
+        (lambda fill: generated(fill, inputs_tensor=5), "inputs_tensor must be a tensor"),
+        (lambda fill: generated(fill, streamer=5), "streamer must have put"),
+        (lambda fill: generated(fill, generation_config=5), "generation_config must be a GenerationConfig"),
+        (lambda fill: textdiff.generate(None, torch.tensor([[1, 50]])), "model must be a Module"),
+        (lambda fill: textdiff.scorer(5), "Route or a Checkpoint"),
     ],
 )
 def test_what_would_have_no_effect_or_no_sense_is_refused(fill: Any, call: Any, message: str) -> None:
@@ -188,3 +196,24 @@ def test_a_stock_model_is_told_where_it_writes_on() -> None:
     fill = filler("causal, bytes")
     with pytest.raises(ValueError, match=r'writes on by pipeline\("text-diffusion"'):
         textdiff.generate(fill.model, torch.tensor([[5, 6]]), tokenizer=fill.tokenizer)
+
+
+def test_models_without_a_token_for_what_stands_around_a_text() -> None:
+    """Lengths are searched, and texts filled, though no token begins a text; an id beyond the vocabulary is none."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, pipeline
+
+    names = ["[PAD]", "[UNK]", "[MASK]", *"the sea of war we king peace go on a".split()]
+    inner = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    t = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = BertForMaskedLM(BertConfig(vocab_size=len(t), max_position_embeddings=64, **shape)).eval()
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=len(t), n_embd=16, n_layer=1, n_head=2, n_positions=64)).eval()
+    for model, texts in (
+        (bert, ("the [GAP] sea", "[GAP] sea", "the [GAP]", "the sea of [GAP:1-3] the war we", "x [GAP:2] y [GAP:1-2]")),
+        (gpt2, ("the [GAP:2] sea", "the [GAP:1-3] sea of war")),
+    ):
+        fill = pipeline("text-infilling", model=model, tokenizer=t)
+        for text in texts:
+            assert fill(text.replace("x", "we").replace("y", "go"))[0]["gaps"]

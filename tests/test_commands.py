@@ -30,7 +30,7 @@ from test_pictures import recipe as picture_recipe
 from test_pictures import write_idx
 from tiny import SHAPE, tiny_checkpoint
 
-from textdiff import cli, commands, recipe
+from textdiff import cli, commands, config, recipe
 from textdiff.card import model_card
 from textdiff.checkpoint import DiffusionConfig
 from textdiff.models import SIZES
@@ -111,13 +111,13 @@ def test_the_words_of_a_command_are_read(command: str, monkeypatch: pytest.Monke
     if words[0] == "train":
         recipe.read_recipe(words[1:], "textdiff train")
         return
-    real = cli.parse
+    real = config.parse
 
     def parse(*args: Any, **kwargs: Any) -> Any:
         real(*args, **kwargs)
         raise _Parsed
 
-    monkeypatch.setattr(cli, "parse", parse)
+    monkeypatch.setattr(config, "parse", parse)
     with pytest.raises(_Parsed):
         cli.main(words)
 

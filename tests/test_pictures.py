@@ -307,7 +307,7 @@ def test_generate_writes_over_its_own_pictures_alone(run: Any, world: Path) -> N
     for out, named in {
         "hot/model.txt": "",
         "idx/train-labels-idx1-ubyte.gz": "is not a folder",
-        "": "out must be a path",
+        "": "--out is empty",
     }.items():
         if named:
             code, said = run(*words[:-1], out)

@@ -195,7 +195,7 @@ def test_a_chat_ends_where_the_answer_ends() -> None:
             "masked, WordPiece",
             "We",
             {"num_return_sequences": 0},
-            "num_return_sequences must be a whole number of at least 1; got 0",
+            "num_return_sequences must be a whole number from 1 to 10000; got 0",
         ),
     ],
 )

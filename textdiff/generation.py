@@ -35,7 +35,7 @@ from textdiff.rulebook import rule_of
 from textdiff.rules import Rule
 from textdiff.tokenizer import load_tokenizer
 from textdiff.tokens import Specials
-from textdiff.validation import check_integer, shown
+from textdiff.validation import check_integer, check_streamer, shown
 
 _GROWTH = (MaxLengthCriteria, EosTokenCriteria, StopStringCriteria)  # they read a text that grows at its end
 
@@ -78,9 +78,10 @@ def generate(
     text are not asked between steps: stop strings cut the finished text, END is never written. The streamer gets the
     prompt, then put_draft(value=draft) at each step if it has that, the new tokens, and end().
     """
+    _check_given(model, input_ids, checkpoint, tokenizer, generator, streamer, generation_config)
     config = generation_config or (model.generation_config if model.can_generate() else GenerationConfig())
     _check_config(config)
-    _check_given(checkpoint, tokenizer, generator, model_inputs)
+    _check_inputs(model_inputs | {"inputs_tensor": inputs_tensor})
     # a parameter of that name would be taken away from transformers' own preparation
     prompt, mask = _prompt(input_ids, inputs_tensor, model_inputs.get("attention_mask"))
     texts = checkpoint or _checkpoint(model, tokenizer)
@@ -122,13 +123,32 @@ def _check_config(config: GenerationConfig) -> None:
             raise ValueError(f"{name} has no effect on diffusion; leave it out{hint}")
 
 
-def _check_given(checkpoint: Any, tokenizer: Any, generator: Any, inputs: Mapping[str, Any]) -> None:
+def _check_given(
+    model: Any, input_ids: Any, checkpoint: Any, tokenizer: Any, generator: Any, streamer: Any, config: Any
+) -> None:
     """Raise ValueError for arguments of the wrong kind."""
-    kinds = {"checkpoint": (checkpoint, Checkpoint), "generator": (generator, torch.Generator)}
-    kinds["tokenizer"] = (tokenizer, PreTrainedTokenizerBase)
+    kinds: dict[str, tuple[Any, type]] = {
+        "model": (model, torch.nn.Module),
+        "checkpoint": (checkpoint, Checkpoint),
+        "tokenizer": (tokenizer, PreTrainedTokenizerBase),
+        "generator": (generator, torch.Generator),
+        "generation_config": (config, GenerationConfig),
+    }
     for name, (value, kind) in kinds.items():
-        if value is not None and not isinstance(value, kind):
+        if not isinstance(value, kind) and (value is not None or name == "model"):
             raise ValueError(f"{name} must be a {kind.__name__}; got {shown(value)}")
+    if streamer is not None:
+        check_streamer(streamer)
+    ids = input_ids if isinstance(input_ids, Tensor) else torch.zeros(0)
+    if ids.dim() != 2 or ids.is_floating_point() or bool((ids < 0).any()):
+        raise ValueError(f"input_ids must be a tensor (texts, tokens) of ids; got {shown(input_ids)}")
+
+
+def _check_inputs(inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError for what a model would be fed that is no tensor, or no tokens."""
+    for name in ("attention_mask", "inputs_tensor"):
+        if inputs.get(name) is not None and not isinstance(inputs[name], Tensor):
+            raise ValueError(f"{name} must be a tensor; got {shown(inputs[name])}")
     if inputs.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds cannot be read: diffusion writes tokens; give input_ids alone")
 

@@ -89,7 +89,7 @@ RULES = {
 
 def rule_of(name: str) -> Rule:
     """The rule of this name: posterior, partial:0.3, ranked:margin, threshold:0.9@32, ... ValueError for what is none."""
-    found = re.fullmatch(r"\s*([a-z-]+)(?::([^@\s]+))?(?:@([0-9]{1,9}))?\s*", check_text("rule", name))
+    found = re.fullmatch(r"\s*([a-z-]+)(?::([^@\s]+))?(?:@([0-9]{1,99}))?\s*", check_text("rule", name))
     if found is None or found[1] not in RULES:
         raise ValueError(f"unknown rule {name!r}; there are {', '.join(entry.usage for entry in RULES.values())}")
     entry, block = RULES[found[1]], int(found[3] or 0)

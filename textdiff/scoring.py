@@ -70,6 +70,8 @@ class Ranked:
 
 def scorer(source: Route | Checkpoint) -> dict[str, Any]:
     """What `score` and `rank` need of a model. ValueError, with the remedy, for one that has no figure."""
+    if not isinstance(source, Route | Checkpoint):
+        raise ValueError(f"what is scored by must be a Route or a Checkpoint (textdiff.load); got {shown(source)}")
     route = checkpoint_route(source) if isinstance(source, Checkpoint) else source
     found = route.likelihood()
     if found.refusal:

@@ -145,6 +145,12 @@ def check_flag(name: str, value: Any) -> bool:
     return value
 
 
+def check_streamer(value: Any) -> None:
+    """Raise ValueError for what is no streamer, as transformers has them."""
+    if not callable(getattr(value, "put", None)) or not callable(getattr(value, "end", None)):
+        raise ValueError(f"streamer must have put() and end(), such as textdiff.BatchStreamer; got {shown(value)}")
+
+
 def _range(least: float | None, most: float | None) -> str:
     if least is not None and most is not None:
         return f" from {least:g} to {most:g}"

@@ -225,7 +225,7 @@ def evidence(denoiser: Speaker, text: Tokens, columns: Tensor, allowed: list[lis
 
 def _sides(text: Tokens, column: int, specials: Specials) -> list[list[int]]:
     """Columns of the words right of a marker, nearest first, and of those left of it; a side without words is left out."""
-    silent = torch.tensor([*specials.not_text, specials.mask, specials.gap], device=text.ids.device)
+    silent = torch.tensor([*specials.not_text, specials.bos, specials.mask, specials.gap], device=text.ids.device)
     words = (~torch.isin(text.ids[0], silent) & (text.doc[0] == text.doc[0, column])).nonzero()[:, 0].tolist()
     right, left = [word for word in words if word > column], [word for word in reversed(words) if word < column]
     return [side[:HIDDEN] for side in (right, left) if side]

@@ -9,7 +9,16 @@ from textdiff.denoiser.guided import SCHEDULES
 from textdiff.rulebook import rule_of
 from textdiff.rules import Rule
 from textdiff.selecting import SELECTS
-from textdiff.validation import check_choice, check_flag, check_integer, check_items, check_number, check_strings, shown
+from textdiff.validation import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_items,
+    check_number,
+    check_streamer,
+    check_strings,
+    shown,
+)
 
 ON_ERROR = ("raise", "return")
 DRAWING = ("temperature", "top_k", "top_p", "min_p")
@@ -34,11 +43,6 @@ def _check_processors(value: Any) -> None:
     for processor in check_items("logits_processor", value, example="LogitsProcessorList([...])"):
         if not callable(processor):
             raise ValueError(f"logits_processor must hold functions (ids, scores) -> scores; got {shown(processor)}")
-
-
-def _check_streamer(value: Any) -> None:
-    if not callable(getattr(value, "put", None)) or not callable(getattr(value, "end", None)):
-        raise ValueError(f"streamer must have put() and end(), such as textdiff.BatchStreamer; got {shown(value)}")
 
 
 CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -67,7 +71,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "min_new_tokens": lambda value: check_integer("min_new_tokens", value, least=0),
     "stop_strings": check_stops,
     "return_full_text": lambda value: check_flag("return_full_text", value),
-    "streamer": _check_streamer,
+    "streamer": check_streamer,
 }
 
 
