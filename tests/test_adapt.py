@@ -17,6 +17,7 @@ import transformers
 from families import MASKED, TELL
 from families import tiny as families_tiny
 from safetensors import safe_open
+from tiny import tiny_checkpoint
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -566,3 +567,15 @@ def test_the_example(tells: bool, world: Path, tmp_path: Path, monkeypatch: pyte
 def test_the_recorded_recipe_reads() -> None:
     recipe = read_recipe(["--config", str(ROOT / "data" / "adapt-smollm2.yaml"), "--model.lora", "4"], "train")
     assert isinstance(recipe, Recipe) and recipe.diffusion.shift and recipe.diffusion.backbone == "causal"
+
+
+def test_a_model_that_has_hardly_learned_to_look_is_seen_to_look() -> None:
+    """No difference of its logits shows that it reads what follows, their gradient does; of a causal one that is 0."""
+    masked, causal = tiny_checkpoint("parallel").model, tiny_checkpoint("autoregressive").model
+    with torch.no_grad():
+        for name, weight in masked.named_parameters():
+            if "Wo" in name or "o_proj" in name or "attn" in name:
+                weight.mul_(1e-3)
+    assert looks_ahead(masked) and not looks_ahead(causal)
+    before = [weight.grad for weight in masked.parameters()]
+    assert before == [None] * len(before)

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.checkpoint import DiffusionConfig
 from textdiff.data import Batches, DataConfig, cut, load_texts, pack, to_tokens, windows
 from textdiff.keys import Key
-from textdiff.reading import each
+from textdiff.reading import each, open_split
 from textdiff.recipe import Recipe, TokenizerConfig
 from textdiff.sentences import PIECE, learnable, pieces, sentences
 from textdiff.tokenizer import specials, train_tokenizer
@@ -590,3 +590,19 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(ValueError, match="cannot load 'someone/something': .*Couldn't reach[^\n]*$"):
         load_texts("someone/something", "train")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["text,title", "The sea.,Z,", "The man.,Y,"], "line 2 has 3 fields and the header 2"),
+        (["text,b", "1,The sea.,Z"], "line 2 has 3 fields and the header 2"),
+        (["text,text", "The sea.,Z"], "has two columns 'text'"),
+    ],
+)
+def test_a_table_whose_columns_would_be_read_for_others(tmp_path: Path, lines: list[str], message: str) -> None:
+    """As a file, in a folder, and by a pattern."""
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    for name in ("a.csv", "", "*.csv"):
+        with pytest.raises(ValueError, match=message):
+            open_split(str(tmp_path / name) if name else str(tmp_path), "train", None, False)

@@ -5,6 +5,7 @@ of a stream when they come. `datasets` reads files of one kind from a folder, an
 a split where any is; a file that would be left out so is refused by its name, unless it is plainly no data (`_aside`).
 """
 
+import csv
 import glob
 import json
 import logging
@@ -53,6 +54,7 @@ def open_split(dataset: str, split: str, config: str | None, streaming: bool) ->
     if not streaming:
         check_writable(Path(places.HF_DATASETS_CACHE), "the cache of data sets (HF_HOME)")
     arguments = _source(dataset, config)
+    _check_tables(Path(checked_path("dataset", dataset)))
     with readable(dataset):
         splits = load_dataset(**arguments, streaming=streaming)
     if (name := re.split(r"[\[+]", split)[0]) not in splits:
@@ -89,6 +91,27 @@ def _source(dataset: str, config: str | None) -> dict[str, Any]:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) or dataset.startswith(".") or _inside_a_folder(path):
         raise ValueError(f"no folder {dataset}: give a file, a pattern, a folder or the name of a hub data set")
     return {"path": dataset, "name": config}
+
+
+def _check_tables(path: Path) -> None:
+    """Raise ValueError for a CSV file that would be read with its columns in other places, or with one of two of a name."""
+    files = [path] if path.is_file() else path.rglob("*.csv") if path.is_dir() else _matches(path)
+    for file in files:
+        if file.suffix.lower() != ".csv" or not file.is_file():
+            continue
+        with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+            try:
+                rows = csv.reader(lines)
+                header, first = next(rows, []), next(rows, [])
+            except csv.Error:
+                continue  # pandas says what is wrong
+        if len(first) > len(header):
+            raise ValueError(
+                f"{file}: line 2 has {len(first)} fields and the header {len(header)}, so columns would be read for others; "
+                "give the header as many names, or take out the last comma"
+            )
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise ValueError(f"{file} has two columns {twice[0]!r}; give each a name of its own")
 
 
 def _files(path: Path, patterns: Sequence[str]) -> dict[str, Any]:
