@@ -217,3 +217,27 @@ def test_models_without_a_token_for_what_stands_around_a_text() -> None:
         fill = pipeline("text-infilling", model=model, tokenizer=t)
         for text in texts:
             assert fill(text.replace("x", "we").replace("y", "go"))[0]["gaps"]
+
+
+def test_others_are_found_where_the_best_of_many_is_one() -> None:
+    """Of 32 candidates the best is the same word every time; four different ones are given, the likeliest first."""
+    from transformers import pipeline
+
+    found = pipeline("text-infilling")("the [GAP:1] ran", num_return_sequences=4)
+    words = [one["gaps"][0]["text"] for one in found]
+    scores = [one["score"] for one in found]
+    assert len({*words}) == 4 and scores == sorted(scores, reverse=True)
+
+
+def test_gaps_leave_room_for_those_that_follow() -> None:
+    """Five gaps of a word in a text of 21 tokens, by a model that reads 32: filled, whatever the seed."""
+    from stock import filler
+
+    fill = filler("causal, bytes")
+    longest = fill.route.denoiser.longest
+    assert longest is not None
+    text = " ".join(f"{letter} [GAP:1w]" for letter in "abcdefgh") + " i"
+    size = len(fill.tokenizer(text.replace("[GAP:1w]", ""))["input_ids"])
+    text = "a " * max(0, longest - size - 12) + text
+    for seed in range(3):
+        assert len(fill(text, seed=seed)[0]["gaps"]) == 8

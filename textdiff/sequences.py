@@ -17,6 +17,7 @@ def draw_different(
     name: Callable[[T], str],
     merit: Callable[[T], float],
     expired: Callable[[], bool],
+    least: int = 0,
 ) -> list[list[T]]:
     """Return up to `samples` results of each text, no two of one name, those of the greatest merit first.
 
@@ -30,10 +31,11 @@ def draw_different(
         name: What two results have in common if they are the same one.
         merit: By what results are compared.
         expired: Whether time is up.
+        least: How many turns are taken whether or not the last brought something new, as where each asks for less.
     """
     different: list[dict[str, T]] = [{} for _ in range(texts)]
     wanting = list(range(texts))
-    first = 0
+    first = turn = 0
     while first < ROUNDS * samples and wanting and not (first and expired()):
         count = min(samples, AT_ONCE, ROUNDS * samples - first)
         lacking = []
@@ -41,7 +43,7 @@ def draw_different(
             before = len(different[text])
             for result in results:
                 different[text].setdefault(name(result), result)
-            if before < len(different[text]) < samples:
+            if len(different[text]) < samples and (before < len(different[text]) or turn + 1 < least):
                 lacking.append(text)
-        wanting, first = lacking, first + count
+        wanting, first, turn = lacking, first + count, turn + 1
     return [sorted(results.values(), key=merit, reverse=True)[:samples] for results in different]

@@ -203,6 +203,12 @@ class Page:
         """Whether the gap is one of unknown length that ends the text; -1 is none."""
         return gap >= 0 and not self.holes[gap].known and self.holes[gap].end == len(self.ids)
 
+    def _later(self, gap: int) -> int:
+        """How many tokens the gaps after this one need at least, of those whose number is not known."""
+        slots = [hole.slot for hole in self.holes[gap + 1 :] if not hole.known and hole.slot]
+        lengths = (self.decode.constraints[slot - 1].lengths(LONG) for slot in slots)
+        return sum(next(iter(found), 0) for found in lengths)
+
     def leash(self, gap: int) -> Leash:
         """What may be written into a gap whose left neighbours are written. ValueError where nothing can be."""
         hole = self.holes[gap]
@@ -217,7 +223,7 @@ class Page:
                 state = _after(constraint, state, token)
             return Leash(hole.size, True, constraint, state, rest)
         used = sum(len(w) for w, other in zip(self.words[:gap], self.holes, strict=False) if not other.known)
-        room = min(max(self.room - used, 0), LONG)
+        room = min(max(self.room - used - self._later(gap), 0), LONG)
         # what is asked for counts for more than what is usual: then the shortest that will do
         lengths = constraint.lengths(min(self.decode.max_gap, room)) or constraint.lengths(room)[:FEW]
         if not lengths:

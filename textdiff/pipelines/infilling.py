@@ -9,7 +9,7 @@ from textdiff.gaps import Gap, Parts, parse
 from textdiff.pipelines.base import TextPipeline, fill
 from textdiff.pipelines.options import SAMPLING, given_options
 from textdiff.posterior import Decode
-from textdiff.sequences import draw_different
+from textdiff.sequences import ROUNDS, draw_different
 from textdiff.validation import check_items, check_number, check_several, check_strings, check_text
 
 TASK = "text-infilling"
@@ -34,7 +34,8 @@ class TextInfillingPipeline(TextPipeline):
     and gaps of unknown length end.
     temperature (0: the most probable), top_k, top_p, min_p: how words are drawn. guidance: a scale from 0 on, and
     guidance_schedule: constant, rising or falling (`textdiff.denoiser.guided`).
-    max_gap: the longest content of a gap, in tokens. max_calls: texts that may be tried for each to find its gaps' lengths.
+    max_gap: the longest content of a gap that asks for no more, in tokens. max_calls: texts that may be tried for each to
+    find its gaps' lengths.
     banned, must: strings that no gap may contain, and that every gap has to, beside its own (`Gap.must`, or `Gap.forced` in
     token ids). logits_processor: transformers' LogitsProcessorList.
     on_error: "raise" names the text that cannot be filled before any is; "return" fills the others, and has
@@ -99,10 +100,17 @@ class TextInfillingPipeline(TextPipeline):
             raise ValueError("max_calls has no effect: this model needs no search for lengths; leave max_calls out")
 
         def draw(places: list[int], first: int, count: int) -> list[list[Infill]]:
-            mine = [pages[rest[place]] for place in places]
-            return infill(mine, samples=count, first=first, denoiser=denoiser, **candidates, **wanted, **self._tools())
+            mine, each = [pages[rest[place]] for place in places], candidates["candidates"]
+            # the best of many is mostly the same one: who lacks others gets the best of fewer, of other numbers
+            fewer = max(1, each >> 2 * (first // samples))
+            number = first * (each // fewer)
+            return infill(
+                mine, samples=count, first=number, denoiser=denoiser, candidates=fewer, select=candidates["select"],
+                **wanted, **self._tools(),
+            )  # fmt: skip
 
-        for place, filled in zip(rest, _different(draw, len(rest), samples, wanted), strict=True):
+        least = ROUNDS if candidates["candidates"] > 1 and samples > 1 else 0
+        for place, filled in zip(rest, _different(draw, len(rest), samples, wanted, least), strict=True):
             whole[place] = filled
         return {"batch": whole}
 
@@ -176,12 +184,22 @@ class TextInfillingPipeline(TextPipeline):
 
 
 def _different(
-    draw: Callable[[list[int], int, int], list[list[Infill]]], texts: int, samples: int, wanted: dict[str, Any]
+    draw: Callable[[list[int], int, int], list[list[Infill]]],
+    texts: int,
+    samples: int,
+    wanted: dict[str, Any],
+    least: int = 0,
 ) -> list[list[Infill]]:
     """Up to `samples` different texts of each, the best first (`sequences.draw_different`)."""
     decode: Decode = wanted["decode"]
     return draw_different(
-        draw, texts, samples, name=lambda r: r.text, merit=lambda r: r.merit, expired=lambda: decode.expired
+        draw,
+        texts,
+        samples,
+        name=lambda r: r.text,
+        merit=lambda r: r.per_token if least else r.merit,
+        expired=lambda: decode.expired,
+        least=least,
     )
 
 
