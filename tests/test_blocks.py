@@ -676,7 +676,8 @@ OPTIONS = ("--diffusion.process", "masking", "--diffusion.backbone", "causal", "
 
 def train(folder: Path, out: Path, *words: str) -> int:
     options = ["--dataset", "texts", "--data.context", "24", "--data.shortest", "8", "--out", str(out)]
-    options += ["--trainer.batch", "4", "--trainer.steps", "4", "--trainer.log-every", "2", "--tokenizer.vocab", "320"]
+    options += ["--trainer.batch", "4", "--trainer.steps", "4", "--trainer.log-every", "2"]
+    options += [] if "--model-name-or-path" in words else ["--tokenizer.vocab", "320"]
     return cli(["train", *options, *OPTIONS, *words])
 
 
@@ -688,7 +689,9 @@ def folder(world: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerator: None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [(), ("--diffusion.shift",), ("--model-name-or-path", "plain")])
+@pytest.mark.parametrize(
+    "words", [(), ("--diffusion.shift", "--model.start", "random"), ("--model-name-or-path", "plain")]
+)
 def test_trained_saved_and_opened(folder: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
     """From scratch or from a causal model, by the command line; what it then says is what it said when it was saved."""
     assert train(folder, tmp_path / "run", *words) == 0

@@ -311,15 +311,10 @@ def _encoder_inputs(encoded: Tensor, seen: Tensor) -> dict[str, Any]:
 
 def own_id(model: Any, name: str) -> Any:
     """A special id that the model's config names, or a list of them; None where it does not, or has no row for it."""
-    found, rows = getattr(model.config.get_text_config(decoder=True), name, None), embedded(model)
+    found, rows = getattr(model.config.get_text_config(decoder=True), name, None), vocabulary(model)
     if isinstance(found, int):
         return found if found < rows else None
     return [number for number in found if number < rows] or None if found else found
-
-
-def embedded(model: Any) -> int:
-    """How many ids the model has a row for."""
-    return len(model.get_input_embeddings().weight)
 
 
 def decoder_start(model: Any) -> int:
