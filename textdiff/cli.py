@@ -186,7 +186,7 @@ def score(args: list[str], prog: str) -> int:
     """textdiff score."""
     command: Score = _asked("score", args, prog)
     texts, model = list(command.words), command.model
-    if model is None and texts and not texts[0]:
+    if model is None and len(texts) > 1 and not texts[0]:
         raise ValueError(
             "the first word is empty; name a folder or a hub model, or use --model: then all words are texts"
         )
