@@ -504,6 +504,53 @@ def test_a_signal_that_an_import_swallows(capsys: Any) -> None:
     assert capsys.readouterr().err == "\nx: stopped by SIGTERM\n"
 
 
+@pytest.mark.parametrize("swallowed", ["bare except", "destructor"])
+def test_a_signal_that_is_swallowed_stops_the_work_all_the_same(
+    swallowed: str, handlers: None, capsys: Any, monkeypatch: Any
+) -> None:
+    """Where it was swallowed the work goes on, until it is raised again; without that it would go on to its end."""
+    monkeypatch.setattr("textdiff.launch.AGAIN", 0.05)
+
+    class Lost:
+        def __del__(self) -> None:
+            send(signal.SIGTERM)
+
+    def work() -> None:
+        if swallowed == "destructor":
+            Lost()
+        else:
+            with contextlib.suppress(BaseException):
+                send(signal.SIGTERM)
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        raise AssertionError("it was lost")
+
+    assert run_command(work, "x") == 143
+    assert capsys.readouterr().err == "\nx: stopped by SIGTERM\n"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_signal_breaks_off_no_cleaning_up(handlers: None, capsys: Any, monkeypatch: Any) -> None:
+    """What is on its way up is not raised again, however long what it left takes to put things in order."""
+    monkeypatch.setattr("textdiff.launch.AGAIN", 0.01)
+    done = []
+
+    def work() -> None:
+        try:
+            send(signal.SIGINT)
+        finally:
+            time.sleep(0.2)
+            try:
+                done.append([][0])
+            except IndexError:
+                time.sleep(0.1)
+                done.append("in order")
+
+    assert run_command(work, "x") == 130 and done == ["in order"]
+    assert capsys.readouterr().err == "\nx: stopped\n"
+
+
 def test_a_signal_in_the_last_measurement(world: Path, tmp_path: Path) -> None:  # noqa: F811
     """All steps are saved; what is left is measured, and exported, when the run goes on."""
     trainer = recipe(world, tmp_path / "run", steps=2).build()

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from textdiff.terminal import hold_places, lasting, settle
 
 LAUNCHED = "TORCHELASTIC_RUN_ID"  # in the environment of processes that torchrun started
+AGAIN = 0.5  # seconds after which a signal that was swallowed ends what runs all the same
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,9 +54,12 @@ def run_command(command: Callable[[], int | None], prog: str, *, trains: bool = 
             if sys.stdout is not None:
                 sys.stdout.flush()
         except KeyboardInterrupt as stop:
+            came.clear()
             code = _stopped(stop, prog)
         except Exception as error:  # an import that a signal broke off may swallow it, and fail later
-            code = _stopped(_interrupted(came[0]), prog) if came else _failed(error, prog, trains)
+            number = came[0] if came else 0
+            came.clear()
+            code = _stopped(_interrupted(number), prog) if number else _failed(error, prog, trains)
     settle()
     return code
 
@@ -91,20 +95,42 @@ def _interrupted(number: int) -> Interrupted:
 
 @contextmanager
 def _stopping_at_once(came: list[int]) -> Iterator[None]:
-    """Signals end what runs, and are written down. In the main thread; no other may say what signals do."""
+    """Signals end what runs, and are written down. In the main thread; no other may say what signals do.
+
+    What a signal raises may be swallowed, by a bare `except` of an import or where Python cannot raise (a destructor). So it
+    is raised again, each half second, unless it is on its way up: what is on its way is what is being handled.
+    """
     before: dict[int, Any] = {}
+    told = sys.unraisablehook
 
     def stop(number: int, frame: Any) -> None:
         came.append(number)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
         raise _interrupted(number)
+
+    def again(number: int, frame: Any) -> None:
+        handled: BaseException | None = sys.exc_info()[1]
+        while handled is not None and not isinstance(handled, Interrupted):
+            handled = handled.__context__
+        if came and handled is None:
+            raise _interrupted(came[0])
+
+    def tell(lost: Any) -> None:
+        if not isinstance(lost.exc_value, Interrupted):
+            told(lost)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, again)
+        sys.unraisablehook = tell
     try:
         yield
     finally:
+        if before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = told
         for known, handler in before.items():
             signal.signal(known, signal.SIG_DFL if handler is None else handler)
 
