@@ -257,7 +257,7 @@ def test_exactly_the_texts_asked_for(family, lead, asked):
     ids = torch.tensor(text_ids(family))
     rows = [()] + [(i,) for i in range(len(t))]
     for n in (2, 3):
-        rows += map(tuple, ids[torch.randint(len(ids), (800, n), generator=noise)].tolist())
+        rows += map(tuple, ids[torch.randint(len(ids), (300, n), generator=noise)].tolist())
     try:
         a = compile_gap(t, len(t), lead=lead, **asked)
         drawn = draws(a, 40)

@@ -419,6 +419,7 @@ def test_an_option_without_effect_is_refused(kind: str, name: str) -> None:
     check_effects(with_options(kind, {name: value, **idle, "trainer.resume": True}), kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NUMBERS)
 def test_what_is_refused_would_change_no_number(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The loss of a batch is the same to the bit, and another one where the option is heeded."""

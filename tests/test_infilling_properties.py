@@ -22,7 +22,7 @@ from textdiff.gaps import Gap, Parts, parse, tidy
 from textdiff.wordcount import count_words
 
 TEXTS, AGAIN = 16, 5  # filled by one call; of these, how many are filled again in another batch
-CASES = 900  # of all paths together, in the quick form
+CASES = 600  # of all paths together, in the quick form
 MANY = int(os.environ.get("TEXTDIFF_CASES", "100000"))  # in the long form
 SLOW = ("causal, bytes", "causal, byte fallback", "rewriting")  # get half as many cases
 SHARE = 0.15  # of texts that may be refused, each for a reason in REASONS
