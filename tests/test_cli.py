@@ -91,6 +91,7 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
             ("infill", "missing", "a [GAP]"),
             ["missing cannot be opened as a language model", "name a folder or a hub model"],
         ),
+        (("infill", "/no/such/folder", "a [GAP]"), ["/no/such/folder: no such folder; name a folder or a hub model"]),
         (("infill",), ["no text to fill; give one, or a line each on standard input"]),
         (("infill", "No gap."), ["no text to fill", "if 'No gap.' is one, mark the missing text with [GAP]"]),
         ((*REFINE, "a b", "--t", "0"), ["t must be a number above 0, at most 1; got 0.0"]),

@@ -1,5 +1,6 @@
 """transformers pipelines: `text-infilling` and `text-diffusion`. Importing this registers them."""
 
+from pathlib import Path
 from typing import TypeVar, cast
 
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -40,6 +41,8 @@ def open_diffusion(path: str | None = None) -> TextDiffusionPipeline:
 
 
 def _opened(task: str, kind: type[P], path: str) -> P:
+    if not Path(path).exists() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):  # no name on the hub
+        raise ValueError(f"{path}: no such folder; name a folder or a hub model")
     if find_config(path) is not None:
         found = load(path)
         return kind(model=found.model, tokenizer=found.tokenizer, diffusion_config=found.config, task=task)
@@ -49,6 +52,8 @@ def _opened(task: str, kind: type[P], path: str) -> P:
         return cast(P, pipeline(task, model=path, **TRUST))
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
+        if not Path(path).exists():
+            reason = f"no such file or folder here, and from the hub: {reason}"
         raise ValueError(
             f"{path} cannot be opened as a language model ({reason}); name a folder or a hub model"
         ) from error
