@@ -46,6 +46,12 @@ SECONDS = (
     "test_trainer.py::test_resume_is_exact[stops1]",
     "test_edit.py::test_the_users_text_never_changes[fresh]",
     "test_edit.py::test_the_users_text_never_changes[rho]",
+    "test_rules.py::test_ten_thousand_configurations_end",
+    "test_rules.py::test_words_are_drawn_by_their_probabilities",
+    "test_rules.py::test_orders_of_one_token_a_step[ranked:drawn-inf-False]",
+    "test_laws.py::test_partial_is_remdm[Deletion]",
+    "test_deletion_bounds.py::test_rates_of_insertion_bound_tightly",
+    "test_pictures.py::test_a_folder_of_idx_files",
 )
 
 
