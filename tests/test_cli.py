@@ -91,6 +91,7 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
             ("infill", "missing", "a [GAP]"),
             ["missing cannot be opened as a language model", "name a folder or a hub model"],
         ),
+        (("evaluate", "parallel"), ["there is no data/sotu here", "unless --dataset names other texts"]),
         (("infill", "/no/such/folder", "a [GAP]"), ["/no/such/folder: no such folder; name a folder or a hub model"]),
         (("infill",), ["no text to fill; give one, or a line each on standard input"]),
         (("infill", "No gap."), ["no text to fill", "if 'No gap.' is one, mark the missing text with [GAP]"]),
@@ -183,6 +184,19 @@ def test_bad_input(words: tuple[str, ...], named: list[str], run: object, world:
     assert code == 2, said
     assert all(part in said for part in named), said
     assert "Traceback" not in said and not (world / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("infill", "{}", "a [GAP]"), ("refine", "{}", "a"), ("generate", "{}"), ("evaluate", "{}")]
+)
+def test_a_run_that_has_not_ended_is_told_as_one(
+    words: tuple[str, ...], run: object, world: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "states").mkdir()
+    code, _, err = run(*(word.format(tmp_path) for word in words))
+    assert (
+        code == 2 and f"{tmp_path} is a run that has not ended; the command that began it goes on with --resume" in err
+    )
 
 
 NAMELESS = "the name of the model is empty; name a folder or a hub model"

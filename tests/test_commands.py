@@ -295,6 +295,14 @@ def test_blocks_of_python_run(world: Path, run: Any, source: str, capsys: pytest
         assert load_checkpoint(world / "runs" / "digits")
 
 
+def test_the_first_block_prints_what_the_page_says(capsys: pytest.CaptureFixture) -> None:
+    """To the letter: what the model in the package fills is the same on every machine, but for sums in another order."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    (said,) = re.findall(r"It prints:\n\n```\n(.*?)```", page, re.DOTALL)
+    exec(blocks(page)[0], {})
+    assert capsys.readouterr().out == said
+
+
 def test_configurations_hold_options_that_there_are() -> None:
     for file in sorted((ROOT / "data").glob("*.yaml")):
         recipe.read_recipe(["--config", str(file)], "textdiff train")

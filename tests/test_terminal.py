@@ -111,8 +111,8 @@ BAD = b"We [GAP:1] on\n\xff [GAP:1]\n\nno gap\n[GAP\nWe [GAP:1] on\n"
 
 def test_one_bad_line_costs_no_other(model: str, run: Any) -> None:
     code, out, err = run("infill", model, stdin=BAD)
-    good, again = out.splitlines()
-    assert code == 1 and good == again and good.startswith(b"We ")
+    good, *bad, again = out.splitlines()
+    assert code == 1 and good == again and good.startswith(b"We ") and bad == [b""] * 4
     for number, reason in {2: "lone surrogate", 3: "the text is empty", 4: "no gap in", 5: "unclosed gap"}.items():
         assert f"textdiff infill: text {number}: {reason}" in err
     code, out, _ = run("infill", model, "--json", stdin=BAD)
@@ -121,7 +121,27 @@ def test_one_bad_line_costs_no_other(model: str, run: Any) -> None:
     code, out, err = run("infill", model, "--on-error", "raise", stdin=BAD)
     assert code == 2 and out == b"" and "text 2: lone surrogate" in err
     code, out, err = run("refine", model, stdin=b"We go on\n\nWe go on\n")
-    assert code == 1 and len(out.splitlines()) == 2 and "text 2" in err
+    assert code == 1 and [*map(bool, out.splitlines())] == [True, False, True] and "text 2" in err
+
+
+def test_a_line_comes_out_for_each_line_and_sequence(model: str, run: Any) -> None:
+    """A line end that the model writes is a space there, and itself in JSON, and for a text that is an argument."""
+    options = ("--num-return-sequences", "2", "--must", "\n")
+    code, out, _ = run("infill", model, *options, stdin=b"We\r [GAP] on\n\nand [GAP].\n")
+    lines = out.split(b"\n")
+    assert code == 1 and len(lines) == 7 and lines.pop() == b"" and lines[2:4] == [b"", b""]
+    assert all(line.startswith(b"We\r ") and b"\r" not in line[3:] for line in lines[:2])
+    code, out, _ = run("infill", model, *options, "--json", stdin=b"We\r [GAP] on\n\nand [GAP].\n")
+    texts = [row.get("generated_text", "") for line in out.splitlines() for row in json.loads(line)]
+    assert texts[0].count("\n") and [text.replace("\n", " ").encode() for text in texts] == [
+        *lines[:2],
+        b"",
+        *lines[4:],
+    ]
+    code, out, _ = run("infill", model, *options, "We\r [GAP] on")
+    assert code == 0 and out.decode() == "".join(f"{text}\n" for text in texts[:2])
+    code, out, _ = run("refine", model, *options[:2], "--t", "1", stdin=b"We go on\nand on\n")
+    assert code == 0 and out.count(b"\n") == 4
 
 
 @pytest.mark.parametrize("options", [[], ["--json"], ["--rank"], ["--rank", "--json"], ["--within", "We [GAP] on"]])
@@ -198,7 +218,7 @@ def test_output_that_cannot_be_written(model: str, run: Any, words: tuple[str, .
 def test_errors_that_nobody_reads_cost_nothing(model: str, run: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(sys, "stderr", broken(OSError(28, "full")))
     code, out, _ = run("infill", model, stdin=BAD)
-    assert code == 1 and len(out.splitlines()) == 2
+    assert code == 1 and len([*filter(None, out.splitlines())]) == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -280,6 +280,13 @@ def find_config(path: str | Path) -> Path | None:
     return None if found is None else Path(found)
 
 
+def check_ended(path: str | Path) -> None:
+    """ValueError for the folder of a run that has states and no model yet."""
+    folder = Path(path)
+    if (folder / "states").is_dir() and not (folder / "config.json").exists():
+        raise ValueError(f"{path} is a run that has not ended; the command that began it goes on with --resume")
+
+
 def open_model(path: str | Path, config: DiffusionConfig) -> tuple[Any, dict[str, Any]]:
     """The stock model for a denoiser, and transformers' notes on loading it.
 
@@ -342,5 +349,6 @@ def config_file(path: str | Path) -> Path:
         except OSError as error:
             raise ValueError(f"{path} is neither a folder nor a model that can be reached on the hub") from error
     if found is None:
+        check_ended(path)
         raise ValueError(f"{path} has no {CONFIG_NAME}, so it is not a textdiff model; make one with `textdiff train`")
     return Path(found)

@@ -7,11 +7,12 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from textdiff.launch import run_command, say
-from textdiff.terminal import read_lines, to_json, write_line
+from textdiff.terminal import in_one_line, read_lines, to_json, write_line
 
 if TYPE_CHECKING:
     from textdiff.commands import Evaluate, Generate, Infill, Refine, Score
 
+SPEECHES = "data/sotu"  # what models of texts are measured on
 BATCH = 32  # lines of standard input that are filled together
 SCORED = 256  # lines that are scored together, less where they are looked at often
 LOOKS = 1 << 20
@@ -96,7 +97,9 @@ def infill(args: list[str], prog: str) -> int:
     texts, model = list(command.words), command.model
     if model is None and texts and "[GAP" not in texts[0]:
         model = _check_named("model", texts.pop(0))
-    unfilled = "" if model is None else f"; if {model!r} is one, mark the missing text with [GAP], or use --model"
+    unfilled = f"; if {model!r} is one, mark the missing text with [GAP], or use --model"
+    if model is None or os.path.isdir(model):
+        unfilled = ""
     lines = _given(texts, "fill", unfilled)
     from textdiff.gaps import parse as parse_gaps
 
@@ -111,7 +114,8 @@ def infill(args: list[str], prog: str) -> int:
             options[name] = value
     if len(texts) == 1:
         return _show([fill(texts[0], **options)], command.json, prog)
-    return _show(fill(iter(lines), batch_size=BATCH, on_error=command.on_error, **options), command.json, prog)
+    results = fill(iter(lines), batch_size=BATCH, on_error=command.on_error, **options)
+    return _show(results, command.json, prog, _per_line(command, texts))
 
 
 def _given(texts: Sequence[str], verb: str, remedy: str = "") -> Iterator[str]:
@@ -122,6 +126,11 @@ def _given(texts: Sequence[str], verb: str, remedy: str = "") -> Iterator[str]:
     raise ValueError(f"no text to {verb}; give one, or a line each on standard input{remedy}")
 
 
+def _per_line(command: "Infill | Refine", texts: Sequence[str]) -> int:
+    """How many lines come out for each line that came in; 0 where texts are arguments."""
+    return 0 if texts else command.sampling.num_return_sequences or 1
+
+
 def refine(args: list[str], prog: str) -> int:
     """textdiff refine."""
     command: Refine = _asked("refine", args, prog)
@@ -130,7 +139,7 @@ def refine(args: list[str], prog: str) -> int:
     alone = len(command.texts) == 1
     options = command.sampling.options() | ({} if alone else {"on_error": command.on_error})
     results = pipeline.refine(drafts[0] if alone else drafts, command.t, command.keep, **options)
-    return _show([results] if alone else results, command.json, prog)
+    return _show([results] if alone else results, command.json, prog, _per_line(command, command.texts))
 
 
 def generate(args: list[str], prog: str) -> int:
@@ -287,6 +296,10 @@ def evaluate(args: list[str], prog: str) -> int:
     from textdiff.checkpoint import kind_of
 
     kinds = {kind_of(model) for model in command.model}
+    if kinds == {"text"} and command.dataset is None and not os.path.exists(SPEECHES):
+        raise ValueError(
+            f"there is no {SPEECHES} here, which is measured on unless --dataset names other texts; name some"
+        )
     if len(kinds) > 1:
         raise ValueError("models of texts and of images cannot be compared; name models of one kind")
     _need_output()
@@ -301,7 +314,7 @@ def _evaluate_texts(command: "Evaluate") -> tuple[list[dict[str, Any]], str]:
 
     rows = compare(
         command.model,
-        command.dataset or "data/sotu",
+        command.dataset or SPEECHES,
         command.split,
         command.train_split,
         text_column=command.text_column,
@@ -400,8 +413,12 @@ def _tuned(pipeline: Any, ways: Sequence[str]) -> Any:
     return pipeline
 
 
-def _show(results: Iterable[list[dict[str, Any]]], as_json: bool, prog: str) -> int:
-    """Texts with their filled parts in colour, or one JSON value per text; errors on standard error. The exit code."""
+def _show(results: Iterable[list[dict[str, Any]]], as_json: bool, prog: str, per_line: int = 0) -> int:
+    """Texts with their filled parts in colour, or one JSON value per text; errors on standard error. The exit code.
+
+    per_line: Lines that are written for each text, whatever becomes of it, for then line n of what came in is known by its
+        number: one that failed is as many empty lines, a line end that the model wrote a space. 0: texts as they are.
+    """
     failed = number = 0
     for number, sequences in enumerate(results, 1):
         bad = "error" in sequences[0]
@@ -410,10 +427,13 @@ def _show(results: Iterable[list[dict[str, Any]]], as_json: bool, prog: str) -> 
             write_line(to_json(sequences))
         elif bad:
             print(f"{prog}: text {number}: {sequences[0]['error']}", file=sys.stderr)
+            for _ in range(per_line):
+                write_line("")
         else:
             for sequence in sequences:
                 spans = [(gap["start"], gap["end"]) for gap in sequence["gaps"]]
-                write_line(sequence["generated_text"], spans)
+                text = sequence["generated_text"]
+                write_line(in_one_line(text, spans) if per_line else text, spans)
     return _code(failed, number)
 
 

@@ -22,9 +22,11 @@ class Sampling:
     """How texts, or images, are drawn. What is left out is what the model was saved with."""
 
     num_steps: str | None = None
-    """Turns of the reverse process; more look again in between. auto chooses, inf takes one word after the other."""
+    """Turns of the reverse process; more look again in between. auto chooses; inf takes one word after the other, where
+    masks are revealed."""
     rule: str | None = None
-    """Which noise goes back in (docs/rules.md): posterior, partial:0.3, ranked:margin, ...; of images ode, sde:1."""
+    """Which noise goes back in between two turns (docs/rules.md): posterior, partial:0.3, ranked:margin, ...; of images ode,
+    sde:1."""
     temperature: float | None = None
     """0 takes the most probable token."""
     top_k: int | None = None
@@ -34,7 +36,7 @@ class Sampling:
     max_time: float | None = None
     """Seconds, after which what is still hidden is drawn at once."""
     max_gap: int | None = None
-    """The longest content of a gap, in tokens."""
+    """The longest content of a gap that asks for no more, in tokens."""
     num_return_sequences: int | None = None
     """One text, or ten images of each class, unless it is given."""
     seed: int = 0
@@ -54,7 +56,7 @@ class Infill:
     words: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[MODEL] TEXT ...")]
     """A model, unless it is to be the one in the package: a folder or a hub name, of textdiff or any other language model.
     Then texts with [GAP], [GAP:2-6], [GAP:2-6w], [GAP:name=city], [GAP:yes|no], [GAP:/regex/], [GAP:must=word], or the
-    model's own mask token; \\[GAP] is the text itself. None: a line each from stdin."""
+    model's own mask token; \\[GAP] is the text itself. None: a line each from stdin, and a line each, and sequence, out."""
     model: str | None = None
     """A folder or a hub name, whatever it looks like; then all words are texts."""
     json: bool = False
@@ -83,7 +85,8 @@ class Refine:
     texts: tyro.conf.Positional[tuple[str, ...]]
     """Drafts. None: a line each from stdin."""
     t: float = 0.3
-    """The noise level to start from, in (0, 1]: about the share of the text that may change."""
+    """The noise level to start from, in (0, 1]: about the share of the text that may change. A model of deletion
+    may put more in than there was, up to --max-gap tokens in each place."""
     keep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A phrase that stays as it is; may be given several times."""
     json: bool = False

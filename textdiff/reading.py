@@ -58,7 +58,9 @@ def open_split(dataset: str, split: str, config: str | None, streaming: bool) ->
     with readable(dataset):
         splits = load_dataset(**arguments, streaming=streaming)
     if (name := re.split(r"[\[+]", split)[0]) not in splits:
-        raise MissingSplit(f"no split {name!r} in {dataset}: it has {', '.join(splits)}")
+        raise MissingSplit(
+            f"no split {name!r} in {dataset}: it has {', '.join(splits)}; name one of these, or a part, as in train[90%:]"
+        )
     if split == name:
         return splits[split]
     with readable(dataset):

@@ -126,7 +126,8 @@ class Clock:
         if bool(self.endless.any()):
             if bool((self.endless & unknown & (self.number > 0)).any()):
                 raise ValueError(
-                    "this process, rule or model does not know when something happens next; give a number of steps"
+                    "num_steps inf is for masks (process masking, or staged deletion) and rules that keep their noise: "
+                    "only there is it known when a word comes next; give a number of steps"
                 )
             t = torch.where(self.endless, moment.minimum(self.t * (1 - 1e-12)), t)
         return replace(self, number=number.long(), t=t)

@@ -50,6 +50,13 @@ def write_line(text: str, spans: Sequence[Span] = (), stream: TextIO | None = No
         binary.flush()
 
 
+def in_one_line(text: str, spans: Sequence[Span]) -> str:
+    """Return the text with a space for each line end in the spans, which keep their places."""
+    for start, end in spans:
+        text = text[:start] + text[start:end].translate({10: " ", 13: " "}) + text[end:]
+    return text
+
+
 def _coloured(text: str, spans: Sequence[Span]) -> str:
     result, end = "", 0
     for start, stop in sorted(spans):

@@ -188,7 +188,10 @@ def _rows(config: PicturesConfig, split: str) -> Any:
         column = getattr(config, option)
         if column is not None and column not in rows.column_names:
             columns = ", ".join(rows.column_names)
-            raise ValueError(f"no column {column!r} in {config.dataset}: set data.{option} to one of {columns}")
+            without = " or, where images have no classes, to None" if option == "label_column" else ""
+            raise ValueError(
+                f"no column {column!r} in {config.dataset}: set data.{option} to one of {columns}{without}"
+            )
     return rows
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.box import FOLDER, box
-from textdiff.checkpoint import find_config, load
+from textdiff.checkpoint import check_ended, find_config, load
 from textdiff.loading import TRUST, refuse_questions
 from textdiff.pipelines.diffusion import TextDiffusionPipeline
 from textdiff.pipelines.infilling import TextInfillingPipeline
@@ -46,6 +46,7 @@ def _opened(task: str, kind: type[P], path: str) -> P:
     if find_config(path) is not None:
         found = load(path)
         return kind(model=found.model, tokenizer=found.tokenizer, diffusion_config=found.config, task=task)
+    check_ended(path)
     from transformers import pipeline
 
     try:
