@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from textdiff.resuming import compare_fingerprints
-from textdiff.run_folder import BOARD, LOCK, LOG, RECIPE, STATES, RunFolder
-from textdiff.saving import remove_states, write_state
+from textdiff.run_folder import BOARD, CURVE, LOCK, LOG, RECIPE, STATES, RunFolder
+from textdiff.saving import foreign_in, remove_states, verify, write_state
 
 # what a user may have in a folder: names that a run writes, names like them, and others
 FILES = [
@@ -44,7 +44,9 @@ def a_run(out: Path, *, resume: bool = False, overwrite: bool = False, steps: in
     with folder.held():
         folder.check(resume=resume, overwrite=overwrite, held=True)
         folder.begin(keep=resume)
-        folder.claim(LOG).write_text('{"step": 1}\n')
+        with folder.claim(LOG).open("a") as log:
+            log.write('{"step": 1}\n')
+        folder.claim(CURVE).write_text("a picture")
         folder.write(RECIPE, "kind: text\n")
         (out / BOARD).mkdir(exist_ok=True)
         (out / BOARD / f"events.out.tfevents.1.host.{os.getpid()}.0").write_text("events")
@@ -101,10 +103,13 @@ def test_a_loss_would_be_seen(tmp_path: Path) -> None:
     assert sorted(lost(tmp_path, before)) == ["README.md", "states/a.csv"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "recipe.yaml"])
-def test_what_a_user_has_changed_is_the_users(name: str, tmp_path: Path) -> None:
-    """A card that was edited after the run is not written over; without the edit it is the run's, and goes with it."""
+@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "log.jsonl", "loss.png", "model.safetensors", "vocab.txt"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_a_user_has_changed_is_the_users(name: str, resumed: bool, tmp_path: Path) -> None:
+    """A file that was edited after the run is not written over; without the edit it is the run's, and goes with it."""
     a_run(tmp_path)
+    if resumed:
+        a_run(tmp_path, resume=True, steps=3)
     with (tmp_path / name).open("a") as file:
         file.write("and my own words")
     for flags in ({"overwrite": True}, {"resume": True}):
@@ -114,6 +119,27 @@ def test_what_a_user_has_changed_is_the_users(name: str, tmp_path: Path) -> None
     (tmp_path / name).rename(tmp_path / "kept")
     a_run(tmp_path, overwrite=True)
     assert (tmp_path / "kept").read_text().endswith("my own words")
+
+
+def test_an_event_file_that_a_user_has_changed_stays(tmp_path: Path) -> None:
+    a_run(tmp_path / "other")
+    (other,) = (tmp_path / "other" / BOARD).iterdir()
+    other.write_text("my own words")
+    folder = RunFolder(tmp_path / "other")
+    with folder.held():
+        folder.begin(keep=False)
+    assert other.read_text() == "my own words" and not (tmp_path / "other" / RECIPE).exists()
+
+
+def test_what_a_run_did_not_come_to_write_is_not_its(tmp_path: Path) -> None:
+    """It claimed the name, and ended before: a file of that name is then a user's. Of one that was killed nobody can say."""
+    folder = RunFolder(tmp_path)
+    with folder.held():
+        folder.begin(keep=False)
+        folder.claim(CURVE)
+    (tmp_path / CURVE).write_text("mine")
+    with pytest.raises(ValueError, match="loss.png was not written by a run"):
+        folder.check(overwrite=True)
 
 
 def test_overwriting_leaves_nothing_of_the_old_run(tmp_path: Path) -> None:
@@ -263,7 +289,15 @@ def test_states_beside_files_of_others(tmp_path: Path) -> None:
     state = write_state(tmp_path, 1, tensors(), {"step": 1}, 1)
     (state / "mine.txt").write_text("mine")
     (state / "model.safetensors").write_bytes(b"damaged")
-    assert write_state(tmp_path, 1, tensors(), {"step": 1}, 1) == state
+
+    def attach(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{}")
+
+    assert write_state(tmp_path, 1, tensors(), {"step": 1}, 1, attach) == state
+    assert [entry.name for entry in tmp_path.iterdir()] == [state.name] and verify(state)
+    (tmp_path / ".part-00000003" / "tokenizer").mkdir(parents=True)  # as it was left by an earlier version
+    assert foreign_in(tmp_path, of_a_run=True) is None
     (tmp_path / ".part-00000007").mkdir()
     (tmp_path / ".part-00000007" / "mine.txt").write_text("mine")
     (tmp_path / ".part-00000002").mkdir()

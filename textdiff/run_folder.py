@@ -1,7 +1,7 @@
 """The folder of a run: nothing of a user's is deleted or overwritten that a run did not write.
 
-`run.json` lists the files that runs wrote here. A file is replaced or removed only if it is on that list and, where the list
-has its sha256, as it was written. What stands in the way is found by `check`, which changes nothing, before any work begins.
+`run.json` lists the files that runs wrote here, with their sha256, and those that a run is writing without. A file is replaced
+or removed only if it is on that list and as it was written. What stands in the way is found by `check`, which changes nothing, before any work begins.
 One run at a time holds the folder: a lock of the operating system, which goes with the process.
 """
 
@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ WRITTEN = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja",
 )  # fmt: skip
-SMALL = 1 << 20  # bytes; larger files are listed without their sha256
 PATIENCE = 2.0  # seconds; another process may be looking whether the folder is held
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _EXPORT = ".export-"
@@ -118,6 +118,8 @@ class RunFolder:
             yield
         finally:
             with suppress(OSError):
+                self._seal()
+            with suppress(OSError):
                 os.unlink(self.path / LOCK)
             os.close(descriptor)
 
@@ -149,6 +151,13 @@ class RunFolder:
             raise ValueError(f"{self.path / name} was not written by a run; move it, or give another {self.name}")
         self._mark(own | {name: None})
         return self.path / name
+
+    def _seal(self) -> None:
+        """Write down what the files are that the run has been writing, now that it has ended; what is not there is not its."""
+        own = self._own()
+        if own is not None:
+            there = {name: known for name, known in own.items() if os.path.lexists(self.path / name)}
+            self._mark({name: known or _digest(self.path / name) for name, known in there.items()})
 
     def write(self, name: str, text: str) -> None:
         """Write a small file of text, whole or not at all."""
@@ -348,9 +357,16 @@ def _is_written(name: str) -> bool:
 
 
 def _digest(file: Path) -> str | None:
-    """Return the sha256 of a small file, None for a large one and for what is not a file."""
-    if not file.is_file() or file.stat().st_size > SMALL:
+    """Return the sha256 of a file, None for what is not one."""
+    if not file.is_file():
         return None
+    found = file.stat()
+    return _digest_once(file, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest_once(file: Path, *stands: int) -> str:
+    """The weights may be large, and are asked after several times as a run begins."""
     return digest(file)
 
 

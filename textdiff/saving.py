@@ -152,7 +152,7 @@ def read_state(state: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any
 
 def remove_state(state: Path) -> None:
     """Remove the files that `write_state` writes, and the folders that are empty then."""
-    if state.is_symlink() or not (_is_state(state) or (_PART.fullmatch(state.name) and _is_empty(state))):
+    if state.is_symlink() or not (_is_state(state) or (_PART.fullmatch(state.name) and _is_bare(state))):
         return
     written = [state / name for name in _listed(state)]
     if _PART.fullmatch(state.name):  # it may have no manifest yet
@@ -193,7 +193,7 @@ def foreign_in(folder: Path, *, of_a_run: bool) -> Path | None:
         return folder if os.path.lexists(folder) else None
     for entry in sorted(folder.iterdir()):
         named = bool(_NAME.fullmatch(entry.name) or _PART.fullmatch(entry.name))
-        if not (named or of_a_run) or (named and not (_is_state(entry) or _is_empty(entry))):
+        if not (named or of_a_run) or (named and not (_is_state(entry) or _is_bare(entry))):
             return entry
     return None
 
@@ -208,6 +208,11 @@ def _is_state(folder: Path) -> bool:
 
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
+
+
+def _is_bare(folder: Path) -> bool:
+    """Whether a folder holds nothing but folders that hold nothing."""
+    return folder.is_dir() and all(entry.is_dir() and not entry.is_symlink() for entry in folder.rglob("*"))
 
 
 def flatten(optimizer: dict[str, Any]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
