@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -90,6 +91,14 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         (
             ("infill", "missing", "a [GAP]"),
             ["missing cannot be opened as a language model", "name a folder or a hub model"],
+        ),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--rules", "x"),
+            ["--rules ('x',): the models are of texts; leave"],
+        ),
+        (
+            ("evaluate", "parallel", "--dataset", "texts", "--samples", "3"),
+            ["--samples 3: the models are of texts; leave"],
         ),
         (("evaluate", "parallel"), ["there is no data/sotu here", "unless --dataset names other texts"]),
         (("infill", "/no/such/folder", "a [GAP]"), ["/no/such/folder: no such folder; name a folder or a hub model"]),
@@ -363,6 +372,12 @@ def test_evaluate(run: object) -> None:
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["parallel", "autoregressive"]
     code, out, _ = run(*words, "--json", "--train-split", "None")
     assert code == 0 and [row["model"] for row in json.loads(out)] == ["parallel", "autoregressive"]
+    assert {row["one_word_gaps"] for row in json.loads(out)} == {4}
+    code, out, err = run(
+        "evaluate", "parallel", "--dataset", "texts", "--gaps", "10000", "--windows", "2", "--context", "16"
+    )
+    (found,) = map(int, re.findall(r"the texts have sentences for (\d+) gaps, not 10000", err))
+    assert code == 0 and 0 < found < 10000 and out.startswith("|")
 
 
 @pytest.mark.parametrize("command", ["train", "infill", "refine", "generate", "score", "evaluate"])

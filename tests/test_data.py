@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
+from stock import unigram_tokenizer, wordpiece_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.checkpoint import DiffusionConfig
@@ -18,7 +20,7 @@ from textdiff.keys import Key
 from textdiff.reading import each, open_split
 from textdiff.recipe import Recipe, TokenizerConfig
 from textdiff.sentences import PIECE, learnable, pieces, sentences
-from textdiff.tokenizer import specials, train_tokenizer
+from textdiff.tokenizer import prepare_tokenizer, specials, train_tokenizer
 from textdiff.trainer import TrainerConfig
 
 WORDS = "we the people of a strong union go on with work and hope for peace in every town".split()
@@ -606,3 +608,29 @@ def test_a_table_whose_columns_would_be_read_for_others(tmp_path: Path, lines: l
     for name in ("a.csv", "", "*.csv"):
         with pytest.raises(ValueError, match=message):
             open_split(str(tmp_path / name) if name else str(tmp_path), "train", None, False)
+
+
+# ------------------------------------------------------------------------------------------- what cannot be spelled
+
+
+@pytest.mark.parametrize("make", [wordpiece_tokenizer, lambda: unigram_tokenizer("t5")], ids=["WordPiece", "Unigram"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_a_tokenizer_cannot_spell_is_told_and_not_learned(make: Any, streaming: bool, caplog: Any) -> None:
+    """No model writes unknown tokens, so that the loss of such a window would be infinite."""
+    tokenizer = prepare_tokenizer(make(), 4)
+    rows = datasets.Dataset.from_dict({"text": ["We go on and on.", "We go \u0416 on and on.", "We go on and on."]})
+    given = rows.to_iterable_dataset() if streaming else rows
+    with caplog.at_level("WARNING", "textdiff.data"):
+        found = list(windows(given, tokenizer, context=32, shortest=4, where="mine"))
+    assert len(found) == 2 and [row["index"] for row in found] == [0, 1]
+    assert all(tokenizer.unk_token_id not in row["ids"] for row in found)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert f"windows of mine {'with' if streaming else 'hold'} text that the tokenizer cannot spell" in said
+    assert ("1 of 3 windows" in said) != streaming and "left out" in said
+    unk = tokenizer.unk_token_id
+    assert unk in specials(tokenizer).banned  # the reason: its probability is 0
+    if not streaming:
+        with pytest.raises(
+            ValueError, match="2 of 2 windows of mine hold text that the tokenizer cannot spell .*; use a tok"
+        ):
+            windows(["\u0416 and on.", "On \u0416."], tokenizer, context=32, shortest=4, where="mine")

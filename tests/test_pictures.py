@@ -455,7 +455,20 @@ IMAGE = ("train", "--kind", "image", "--out", "new")
         (("generate", "hot", "--prompt", "My"), ["--prompt", "model of images"]),
         (("generate", "hot", "--temperature", "0"), ["temperature 0.0 is for texts"]),
         (("generate", "hot", "--num-steps", "0"), ["num_steps 0 is not positive"]),
-        (("generate", "hot", "--num-return-sequences", "0"), ["num_return_sequences 0 is not positive"]),
+        (
+            ("generate", "hot", "--num-return-sequences", "0"),
+            ["num_return_sequences must be a whole number from 1 to", "got 0"],
+        ),
+        (
+            ("generate", "hot", "--num-return-sequences", "1000000000"),
+            ["num_return_sequences must be a whole number from 1 to", "got 1000000000"],
+        ),
+        (
+            ("evaluate", "hot", "--samples", "1000000000"),
+            ["samples must be a whole number from 1 to", "got 1000000000"],
+        ),
+        (("evaluate", "hot", "--gaps", "3"), ["--gaps 3: the models are of images; leave it out"]),
+        (("evaluate", "hot", "--text-column", "x"), ["--text-column x: the models are of images; leave it out"]),
         (("generate", "cold", "--rule", "sde:1"), ["Blur is no Gaussian process"]),
         (("infill", "hot", "a [GAP]"), ["is of a model of images, not of texts"]),
         (("evaluate", "hot", "--rules", "posterior"), ["write RULE@STEPS, such as posterior@50"]),

@@ -103,7 +103,9 @@ def test_a_loss_would_be_seen(tmp_path: Path) -> None:
     assert sorted(lost(tmp_path, before)) == ["README.md", "states/a.csv"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "recipe.yaml", "log.jsonl", "loss.png", "model.safetensors", "vocab.txt"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "recipe.yaml", "log.jsonl", "loss.png", "model.safetensors", "vocab.txt"]
+)
 @pytest.mark.parametrize("resumed", [False, True])
 def test_what_a_user_has_changed_is_the_users(name: str, resumed: bool, tmp_path: Path) -> None:
     """A file that was edited after the run is not written over; without the edit it is the run's, and goes with it."""

@@ -324,6 +324,17 @@ def both_ways(config: Any) -> None:
     config.is_causal, config.use_cache = False, False
 
 
+def check_kind(model: Any, config: DiffusionConfig) -> None:
+    """ValueError for a model of another kind than its denoiser reads."""
+    encodes = bool(model.config.is_encoder_decoder)
+    writes = config.denoiser == "autoregressive" or config.backbone == "causal"
+    if encodes != (config.denoiser == "seq2seq") or (writes and not model.can_generate()):
+        raise ValueError(
+            f"{CONFIG_NAME} says denoiser {config.denoiser}, backbone {config.backbone}, and the model is "
+            f"{type(model).__name__}: they do not belong together; copy the model again"
+        )
+
+
 def probe(model: Any, config: DiffusionConfig) -> None:
     """ValueError for a model that does not see what its denoiser needs to see, or sees what it must not."""
     if config.block:

@@ -302,11 +302,19 @@ def evaluate(args: list[str], prog: str) -> int:
         )
     if len(kinds) > 1:
         raise ValueError("models of texts and of images cannot be compared; name models of one kind")
+    (kind,) = kinds
+    for name in {"text": _OF_IMAGES, "image": _OF_TEXTS}[kind]:
+        if (value := getattr(command, name)) != getattr(type(command), name):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: the models are of {kind}s; leave it out")
     _need_output()
     _quiet()
-    rows, shown = {"text": _evaluate_texts, "image": _evaluate_images}[kinds.pop()](command)
+    rows, shown = {"text": _evaluate_texts, "image": _evaluate_images}[kind](command)
     write_line(to_json(rows, indent=1) if command.json else shown)
     return 0
+
+
+_OF_TEXTS = ("text_column", "gaps", "context", "windows")  # options of evaluate
+_OF_IMAGES = ("image_column", "label_column", "samples", "rules")
 
 
 def _evaluate_texts(command: "Evaluate") -> tuple[list[dict[str, Any]], str]:
@@ -323,6 +331,10 @@ def _evaluate_texts(command: "Evaluate") -> tuple[list[dict[str, Any]], str]:
         count=command.windows,
         seed=command.seed,
     )
+    counts = [value for row in rows for name, value in row.items() if name.endswith("_gaps")]
+    found = min(counts, default=command.gaps)
+    if found < command.gaps:
+        print(f"textdiff evaluate: the texts have sentences for {found} gaps, not {command.gaps}", file=sys.stderr)
     return rows, table(rows)
 
 

@@ -114,6 +114,7 @@ def _shown(name: str, score: GapScore) -> Row:
         name: score.exact,
         f"{name}_interval": [round(score.low, 4), round(score.high, 4)],
         f"{name}_length_error": score.length_error,
+        f"{name}_gaps": score.count,
     }
 
 

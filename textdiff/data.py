@@ -5,7 +5,8 @@ length of a gap by counting the tokens it sees (gap = window - visible), and wou
 All of it is a pure function of (texts, seed, position): a run continued at step k sees what it would have seen.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Texts: TypeAlias = "Dataset | IterableDataset"
+_LOG = logging.getLogger(__name__)
 LONGEST = 10**6  # tokens of a window
 
 __all__ = ["Batches", "DataConfig", "cut", "load_texts", "pack", "sentences", "to_tokens", "windows"]
@@ -154,11 +156,14 @@ def windows(
 
     `index` is the sample number for keyed noise. Streams stay streams. Deterministic: text i is cut by key (seed, i).
 
+    A window with text that the tokenizer cannot spell is left out, and told: no model writes unknown tokens, so that its
+    loss would be infinite.
+
     Args:
         where: How an error names the texts.
 
     Raises:
-        ValueError: For a row that holds no text; of a stream, when it is read.
+        ValueError: For a row that holds no text; of a stream, when it is read. Where no window is left.
     """
     from datasets import Dataset, Features, List, Value
 
@@ -171,7 +176,43 @@ def windows(
         _cut_all, batched=True, with_indices=True, remove_columns=["text"], features=ids, fn_kwargs=arguments
     )
     numbered = Features({**ids, "index": Value("int64")})
+    if tokenizer.unk_token_id is not None:
+        cuts = _spelt(cuts, tokenizer, where)
     return cuts.map(_number, batched=True, with_indices=True, features=numbered)
+
+
+def _spelt(cuts: "Texts", tokenizer: "PreTrainedTokenizerBase", where: str) -> "Texts":
+    """The windows without unknown tokens."""
+    from datasets import Dataset
+
+    what = f"text that the tokenizer cannot spell ({tokenizer.unk_token})"
+    unknown = {"unknown": tokenizer.unk_token_id}
+    if not isinstance(cuts, Dataset):
+        return cuts.filter(_tells(f"windows of {where} with {what} are left out"), fn_kwargs=unknown)
+    kept = cuts.filter(_is_spelt, fn_kwargs=unknown)
+    if len(kept) < len(cuts):
+        told = f"{len(cuts) - len(kept):,} of {len(cuts):,} windows of {where} hold {what}"
+        if not len(kept):
+            raise ValueError(f"{told}; use a tokenizer that spells all bytes, or other texts")
+        _LOG.warning("%s, and are left out", told)
+    return kept
+
+
+def _is_spelt(row: dict[str, list[int]], unknown: int) -> bool:
+    return unknown not in row["ids"]
+
+
+def _tells(line: str) -> Callable[..., bool]:
+    """`_is_spelt`, which says a line at the first window that is not."""
+    told: list[str] = []
+
+    def spelt(row: dict[str, list[int]], unknown: int) -> bool:
+        if not (kept := _is_spelt(row, unknown)) and not told:
+            told.append(line)
+            _LOG.warning(line)
+        return kept
+
+    return spelt
 
 
 def _cut_all(

@@ -19,6 +19,34 @@ def from_pretrained(loader: Any, path: str | Path, **options: Any) -> Any:
     return loader.from_pretrained(path, **options, **TRUST)
 
 
+class IncompleteModel(LookupError):
+    """A model whose files lack weights that it needs. transformers would draw them at random."""
+
+
+def whole(loader: Any) -> Any:
+    """An Auto class that loads as the given one does, and refuses a model that lacks weights.
+
+    `transformers.pipeline` tries its classes in turn, passing over a ValueError: this is one where the files are those of
+    another class, which may be tried next; of the very class the files are incomplete, and no other will do.
+    """
+
+    class Whole(loader):  # type: ignore[misc]
+        @classmethod
+        def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+            told = kwargs.pop("output_loading_info", False)
+            model, notes = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            if notes["missing_keys"]:
+                made = type(model).__name__
+                lack = f"lacks weights that {made} needs, such as {min(notes['missing_keys'])}"
+                if made in (model.config.architectures or []):
+                    raise IncompleteModel(f"{args[0]} {lack}; copy the model again")
+                raise ValueError(f"{args[0]} {lack}; name a model that was trained to write texts")
+            return (model, notes) if told else model
+
+    Whole.__name__ = Whole.__qualname__ = loader.__name__
+    return Whole
+
+
 def from_config(loader: Any, config: Any, **options: Any) -> Any:
     """Return a model with random weights, of a class of transformers' own."""
     return loader.from_config(config, **options, **TRUST)

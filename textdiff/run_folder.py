@@ -1,7 +1,8 @@
 """The folder of a run: nothing of a user's is deleted or overwritten that a run did not write.
 
-`run.json` lists the files that runs wrote here, with their sha256, and those that a run is writing without. A file is replaced
-or removed only if it is on that list and as it was written. What stands in the way is found by `check`, which changes nothing, before any work begins.
+`run.json` lists the files that runs wrote here, with their sha256, and those that a run is writing, without. A file is
+replaced or removed only if it is on that list and as it was written. What stands in the way is found by `check`, which
+changes nothing, before any work begins.
 One run at a time holds the folder: a lock of the operating system, which goes with the process.
 """
 
@@ -153,7 +154,7 @@ class RunFolder:
         return self.path / name
 
     def _seal(self) -> None:
-        """Write down what the files are that the run has been writing, now that it has ended; what is not there is not its."""
+        """Write down what the files are that the run has been writing, as it ends; what is not there is not its."""
         own = self._own()
         if own is not None:
             there = {name: known for name, known in own.items() if os.path.lexists(self.path / name)}

@@ -153,7 +153,7 @@ def _kind(model: Any, name: str) -> str:
     if among(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         return "causal"
     raise ValueError(
-        f"{name} cannot fill gaps: it has no language-model head; load the weights with AutoModelForMaskedLM, "
+        f"{name} cannot fill gaps: it has no language-model head; load weights that have one with AutoModelForMaskedLM, "
         "AutoModelForSeq2SeqLM or AutoModelForCausalLM"
     )
 

@@ -17,8 +17,10 @@ from textdiff.keys import Key
 from textdiff.pictures.checkpoint import PictureConfig
 from textdiff.rules import Rule
 from textdiff.sampler import Step, sample
+from textdiff.validation import check_integer
 
 BATCH = 256  # images drawn at a time
+SHOWN, MEASURED = 1 << 24, 1 << 28  # numbers in the images of one grid, which are enlarged, and of one measurement
 ENLARGED = 6
 COLUMNS = 10
 GAP = 4  # pixels of the enlarged picture between images
@@ -45,6 +47,11 @@ def paint(
             tick()
         parts.append(x)
     return Images(torch.cat([part.pixels for part in parts]), labels)
+
+
+def check_count(name: str, count: object, config: PictureConfig, values: int) -> int:
+    """Return a number of images. ValueError for none, or for more than have so many values."""
+    return check_integer(name, count, least=1, most=max(1, values // (config.channels * config.height * config.width)))
 
 
 def turns(count: int, steps: int) -> int:

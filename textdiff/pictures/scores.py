@@ -20,7 +20,7 @@ from torch import Tensor
 from textdiff.evaluation import finite
 from textdiff.pictures.checkpoint import GAUSSIAN, PictureCheckpoint, PictureConfig, load_checkpoint
 from textdiff.pictures.data import Pictures, PicturesConfig, load_pictures
-from textdiff.pictures.samples import in_turn, paint, turns
+from textdiff.pictures.samples import MEASURED, check_count, in_turn, paint, turns
 from textdiff.rulebook import rule_of
 from textdiff.validation import check_integer
 
@@ -110,6 +110,7 @@ def score(
     wanted = [runs or (HOT if found.config.diffusion.process in GAUSSIAN else COLD) for found in checkpoints]
     for model, checkpoint, pairs in zip(models, checkpoints, wanted, strict=True):
         _fits(model, checkpoint.config, train)
+        check_count("samples", count, checkpoint.config, MEASURED)
         for rule, _ in pairs:
             checkpoint.config.diffusion.check_rule(rule)
     rows = [_real(judge, train, count)]

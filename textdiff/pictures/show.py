@@ -9,7 +9,17 @@ from torch import Tensor
 
 from textdiff.options import checked_path
 from textdiff.pictures.checkpoint import PictureConfig, load_checkpoint
-from textdiff.pictures.samples import check_picture, draw_grid, draw_strip, in_turn, paint, states, turns
+from textdiff.pictures.samples import (
+    SHOWN,
+    check_count,
+    check_picture,
+    draw_grid,
+    draw_strip,
+    in_turn,
+    paint,
+    states,
+    turns,
+)
 from textdiff.rulebook import rule_of
 from textdiff.run_folder import check_writable
 
@@ -59,8 +69,8 @@ def show(
 
 def labels_of(config: PictureConfig, label: str | None, count: int | None) -> Tensor:
     """(count,) classes to draw. ValueError for a class there is not, or no image at all."""
-    if count is not None and count < 1:
-        raise ValueError(f"num_return_sequences {count} is not positive; 1 gives one image")
+    if count is not None:
+        check_count("num_return_sequences", count, config, SHOWN)
     if label is None:
         return in_turn(count or 10 * max(len(config.names), 1), len(config.names))
     if label not in config.names:

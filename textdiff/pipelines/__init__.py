@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import TypeVar, cast
 
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.box import FOLDER, box
 from textdiff.checkpoint import check_ended, find_config, load
-from textdiff.loading import TRUST, refuse_questions
+from textdiff.loading import TRUST, IncompleteModel, refuse_questions
+from textdiff.pipelines.base import CLASSES
 from textdiff.pipelines.diffusion import TextDiffusionPipeline
 from textdiff.pipelines.infilling import TextInfillingPipeline
 
@@ -21,7 +21,7 @@ refuse_questions()
 PIPELINE_REGISTRY.register_pipeline(
     "text-infilling",
     pipeline_class=TextInfillingPipeline,
-    pt_model=(AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM),
+    pt_model=CLASSES,
     default={"model": (str(FOLDER), "main")},
     type="text",
 )
@@ -51,7 +51,7 @@ def _opened(task: str, kind: type[P], path: str) -> P:
 
     try:
         return cast(P, pipeline(task, model=path, **TRUST))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IncompleteModel) as error:
         reason = str(error).strip().split("\n")[0]
         if not Path(path).exists():
             reason = f"no such file or folder here, and from the hub: {reason}"

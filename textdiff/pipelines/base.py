@@ -7,11 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transformers import Pipeline
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, Pipeline
 
 from textdiff.checkpoint import DiffusionConfig
+from textdiff.loading import whole
 from textdiff.pipelines.opened import Opened
 from textdiff.validation import check_integer, shown
+
+CLASSES = tuple(map(whole, (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM)))
 
 
 @dataclass(frozen=True)

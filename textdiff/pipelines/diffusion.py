@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.box import FOLDER
 from textdiff.checkpoint import DiffusionConfig
 from textdiff.continuation import Size, Written, cut, settled, until, write
-from textdiff.pipelines.base import TextPipeline
+from textdiff.pipelines.base import CLASSES, TextPipeline
 from textdiff.pipelines.chat import checked_chat, is_chat, render
 from textdiff.pipelines.options import SAMPLING, check_stops, given_options
 from textdiff.sequences import draw_different
@@ -161,7 +160,7 @@ def _whole(prompt: str | Sequence[Mapping[str, str]], text: str) -> str | list[d
 PIPELINE_REGISTRY.register_pipeline(
     TASK,
     pipeline_class=TextDiffusionPipeline,
-    pt_model=(AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForSeq2SeqLM),
+    pt_model=CLASSES,
     default={"model": (str(FOLDER), "main")},
     type="text",
 )

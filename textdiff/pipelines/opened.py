@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from textdiff.automata import text_automaton
-from textdiff.checkpoint import Checkpoint, DiffusionConfig, find_config, write_stock
+from textdiff.checkpoint import Checkpoint, DiffusionConfig, check_kind, find_config, write_stock
 from textdiff.choosing import choose, few
 from textdiff.clocks import steps_of
 from textdiff.denoiser import Denoiser, Guided
@@ -53,6 +53,7 @@ class Opened:
             verify_folder(source)
         if config is None:
             return cls(stock_route(model, tokenizer), None)
+        check_kind(model, config)
         checkpoint = Checkpoint(model, tokenizer, config)
         return cls(checkpoint_route(checkpoint), checkpoint)
 
