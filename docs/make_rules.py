@@ -156,7 +156,9 @@ A model that writes in blocks (`--diffusion.block`) goes from one of its own blo
 
 `num_steps` says how finely time is cut. Where the model is not told t (all of text) and a rule keeps the noise
 (`posterior`, `ranked`), the noise says beforehand at which steps a row changes, and it is read at these alone: 1,000 steps
-of a gap of 20 words cost at most 20 calls. With `num_steps="inf"` words come one by one, at the moments of continuous
+of `[GAP:20]` cost at most 20 calls. So it is where lengths are unknown and come in stages of masks (`--diffusion.staged`); a
+model of plain deletion decides at every step anew how much is missing where, so that N steps cost some 2 N calls: bound
+them by `max_time`. With `num_steps="inf"` words come one by one, at the moments of continuous
 time (first-hitting). `threshold`, `budget` and `top` end when nothing is hidden any more, and take infinitely many steps,
 too. `num_steps="auto"` takes so many that a word is drawn together with half another one on average
 (`textdiff/clocks.py`). Rows of a batch go at clocks of their own, and none waits for another.

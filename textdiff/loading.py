@@ -30,7 +30,7 @@ def whole(loader: Any) -> Any:
     another class, which may be tried next; of the very class the files are incomplete, and no other will do.
     """
 
-    class Whole(loader):  # type: ignore[misc]
+    class Whole(loader):
         @classmethod
         def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
             told = kwargs.pop("output_loading_info", False)
