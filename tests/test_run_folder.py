@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from textdiff.resuming import compare_fingerprints
+from textdiff.resuming import compare_settings
 from textdiff.run_folder import BOARD, CURVE, LOCK, LOG, RECIPE, STATES, RunFolder
 from textdiff.saving import foreign_in, remove_states, verify, write_state
 
@@ -269,8 +269,8 @@ def test_a_state_with_more_steps_than_are_asked_for_is_told(tmp_path: Path) -> N
     with pytest.raises(
         ValueError, match=r"state has 3 steps, more than trainer.steps 2; give --trainer.steps 3 or more"
     ):
-        compare_fingerprints(tmp_path / "state", facts, {}, {"trainer.steps": 2})
-    compare_fingerprints(tmp_path / "state", facts, {}, {"trainer.steps": 3})
+        compare_settings(tmp_path / "state", facts, {"trainer.steps": 2})
+    compare_settings(tmp_path / "state", facts, {"trainer.steps": 3})
 
 
 def test_a_link_to_a_folder_is_that_folder(tmp_path: Path) -> None:

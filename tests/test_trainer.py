@@ -247,7 +247,9 @@ def test_another_run_cannot_be_resumed(
 ) -> None:
     shutil.copytree(uninterrupted, tmp_path / "run")
     with pytest.raises(ValueError, match=remedy):
-        recipe(world, tmp_path / "run", **{"model": "dropout", "ema": 0.9, **changes}, resume=True).build().run()
+        recipe(
+            world, tmp_path / "run", **{"model": "dropout", "ema": 0.9, "steps": 12, **changes}, resume=True
+        ).build().run()
     assert_same_state(tmp_path / "run", uninterrupted)
 
 

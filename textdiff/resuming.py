@@ -59,17 +59,19 @@ def compare_settings(state: Path, facts: Mapping[str, Any], settings: Mapping[st
         What differs and makes no other run, a sentence each.
 
     Raises:
-        ValueError: For options that make it another run: each with both values and the remedy.
+        ValueError: For options that make it another run: each with both values and the remedy; for fewer steps than it has.
     """
     if "settings" not in facts:
         if facts.get("seed", 0) != settings.get("trainer.seed", 0):
             raise ValueError(_refusal(state, [("trainer.seed", facts.get("seed"), settings.get("trainer.seed"))]))
+        _check_steps(state, facts, settings)
         return [f"{state} {UNRECORDED}"]
     before, present = facts["settings"], recorded(settings)
     changed = [(name, before[name], value) for name, value in present.items() if before.get(name, value) != value]
     refused = [change for change in changed if CHANGES.get(change[0], "fixed") == "fixed"]
     if refused:
         raise ValueError(_refusal(state, refused))
+    _check_steps(state, facts, settings)
     return [
         f"{name} was {_word(old)} and is {_word(new)}: the steps stay the same up to rounding (not dropout, nor packed rows)"
         for name, old, new in changed
@@ -77,14 +79,21 @@ def compare_settings(state: Path, facts: Mapping[str, Any], settings: Mapping[st
     ]
 
 
+def _check_steps(state: Path, facts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    done, steps = facts.get("step", 0), settings.get("trainer.steps")
+    if steps is not None and steps < done:
+        raise ValueError(
+            f"{state} has {done} steps, more than trainer.steps {steps}; give --trainer.steps {done} or more, {REMEDY}"
+        )
+
+
 def compare_fingerprints(
     state: Path, facts: Mapping[str, Any], fingerprints: Mapping[str, str], settings: Mapping[str, Any]
 ) -> None:
-    """Compare what a resumed run learns from, reads with and trains with what its state records, and how far it is to go.
+    """Compare what a resumed run learns from, reads with and trains with what its state records.
 
     Raises:
-        ValueError: For the first that differs, with the option that names it, both fingerprints and the remedy; and for
-            fewer steps than the state has.
+        ValueError: For the first that differs, with the option that names it, both fingerprints and the remedy.
     """
     before = facts.get("fingerprints", {})
     for name, value in fingerprints.items():
@@ -95,11 +104,6 @@ def compare_fingerprints(
                 f"{state} was trained with other {name}: {before[name]} ({option} {_word(old)}) then, {value} ({option} "
                 f"{_word(new)}) now; give the {name} it was trained with, {REMEDY}"
             )
-    done, asked = facts.get("step", 0), settings.get("trainer.steps")
-    if asked is not None and asked < done:
-        raise ValueError(
-            f"{state} has {done} steps, more than trainer.steps {asked}; give --trainer.steps {done} or more, {REMEDY}"
-        )
 
 
 def compare_world(facts: Mapping[str, Any], world: int) -> list[str]:
