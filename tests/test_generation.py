@@ -29,7 +29,7 @@ import textdiff
 from textdiff import continuation
 from textdiff.automata import text_automaton
 from textdiff.checkpoint import Checkpoint, load
-from textdiff.continuation import Size, text_of, write
+from textdiff.continuation import Size, write
 from textdiff.denoiser import Oracle
 from textdiff.filling import infill
 from textdiff.gaps import Gap
@@ -37,6 +37,7 @@ from textdiff.generation import generate
 from textdiff.process import Deletion
 from textdiff.rules import fresh, posterior
 from textdiff.rules import partial as redraw
+from textdiff.spelling import read_on
 from textdiff.streaming import BatchStreamer
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens
@@ -124,7 +125,7 @@ def test_one_step_is_infilling(kind: str, folders: dict) -> None:
     ids = [encode(tokenizer, prompt.removesuffix(" ")) for prompt in prompts]
     (found,) = write(ids, Size(5), seed=3, decode=decode, **tools)
     for (expected,), text, prompt in zip(filled, found, ids, strict=True):
-        assert text_of(tokenizer, prompt, text.ids).removeprefix(" ") == expected.gaps[0].text.removeprefix(" ")
+        assert read_on(tokenizer, prompt, text.ids).removeprefix(" ") == expected.gaps[0].text.removeprefix(" ")
         assert text.score == pytest.approx(expected.score)
 
 
@@ -311,7 +312,7 @@ def test_it_is_the_pipeline(causal: Checkpoint, writers: dict) -> None:
     ids = torch.tensor([[1, *encode(causal.tokenizer, prompt)]])
     for steps in (1, 3):
         found = run(causal, ids, torch.ones_like(ids), num_denoising_steps=steps)
-        text = text_of(causal.tokenizer, ids[0].tolist(), found[0, ids.shape[1] :].tolist())
+        text = read_on(causal.tokenizer, ids[0].tolist(), found[0, ids.shape[1] :].tolist())
         assert prompt + text == texts(writers["autoregressive"](prompt, seed=1, num_steps=steps))[0]
 
 
@@ -504,7 +505,7 @@ def test_a_masked_language_model(folders: dict, writers: dict) -> None:
     options = GenerationConfig(do_sample=True, temperature=1.0, top_p=1.0, max_new_tokens=5)
     for given in ({}, {"checkpoint": checkpoint}, {"tokenizer": checkpoint.tokenizer}):
         found = generate(checkpoint.model, ids, None, None, options, seed=1, **given)
-        text = text_of(checkpoint.tokenizer, ids[0].tolist(), found[0, ids.shape[1] :].tolist())
+        text = read_on(checkpoint.tokenizer, ids[0].tolist(), found[0, ids.shape[1] :].tolist())
         assert "We the" + text == texts(writers["parallel"]("We the", seed=1))[0]
     assert torch.equal(generate(checkpoint.model, ids, seed=1), generate(checkpoint.model, ids, seed=2))  # greedy
 

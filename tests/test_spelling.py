@@ -1,10 +1,13 @@
 """Scripts without spaces, models of one case, tokens that are bytes: what a tokenizer writes is what a reader would."""
 
+import io
 import re
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
+from stock import byte_tokenizer, fallback_tokenizer, unigram_tokenizer, wordpiece_tokenizer
 from test_automata import accepts
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -19,7 +22,8 @@ from transformers import (
 
 from textdiff.automata import compile_gap
 from textdiff.constraints import Constraint, draw_run
-from textdiff.spelling import SOFT, as_asked, check_tokenizer, folding, joined, lead_of, pieces, read_gap
+from textdiff.spelling import SOFT, as_asked, check_tokenizer, folding, joined, lead_of, pieces, read_gap, read_text
+from textdiff.streaming import BatchStreamer
 from textdiff.tokenizer import encode
 
 HEAD = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -96,6 +100,37 @@ def test_every_kind_of_gap_in_chinese(chinese: Any, asked: str) -> None:
         assert asked != "/[天安门]{2}/" or re.fullmatch("[天安门]{2}", gap)
         assert asked != "must=北京" or "北京" in gap
     assert {one["filling"][0] for one in fill.rank("我爱[GAP]天安门。", ["北京", "上"])} == {"北京", "上"}
+
+
+@pytest.mark.parametrize("prompt", ["", "我爱", "we say "])
+def test_what_is_written_on_has_no_space_that_nobody_wrote(chinese: Any, prompt: str) -> None:
+    """As a whole text, and as it is streamed. Control: the tokenizer's own decoder puts some."""
+    write, found = pipeline("text-diffusion", model=filler(chinese).model, tokenizer=chinese), 0
+    for seed in range(4):
+        shown = io.StringIO()
+        streamer = BatchStreamer(chinese, Console(file=shown), prompt=prompt)
+        text = write(prompt, max_new_tokens=12, seed=seed, streamer=streamer)[0]["generated_text"]
+        assert text.startswith(prompt) and not re.search(r"[一-龥，。] | [一-龥，。]", text), text
+        assert text in shown.getvalue().split("\n")
+        own = chinese.decode(chinese(text, add_special_tokens=False)["input_ids"])
+        found += bool(re.search(r"[一-龥，。] | [一-龥，。]", own))
+    assert found
+
+
+def test_texts_are_read_as_decode_reads_them() -> None:
+    """By every tokenizer, where no letters of such scripts are in them."""
+    for make in (
+        wordpiece_tokenizer,
+        lambda: byte_tokenizer("gpt2"),
+        lambda: unigram_tokenizer("t5"),
+        fallback_tokenizer,
+    ):
+        t = make()
+        for text in ("We go on.", "We go, and on", "we", "1787-09 union."):
+            ids = t(text, add_special_tokens=False)["input_ids"]
+            assert read_text(t, ids) == t.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False), (
+                text
+            )
 
 
 def test_a_tokenizer_without_such_letters_is_as_before() -> None:

@@ -16,13 +16,13 @@ from test_automata import tokenizer
 from tiny import KINDS, tiny_checkpoint
 
 from textdiff.automata import text_automaton
-from textdiff.continuation import Size, text_of, write
+from textdiff.continuation import Size, write
 from textdiff.denoiser.words import at_once, broken
 from textdiff.filling import infill
 from textdiff.gaps import Gap
 from textdiff.keys import Key
 from textdiff.posterior import Decode
-from textdiff.spelling import breaks_characters, joined, pieces
+from textdiff.spelling import breaks_characters, joined, pieces, read_on
 from textdiff.tokens import Specials, Tokens
 
 LEAD, TAIL, A = "\u00c3", "\u00a9", "a"  # the letters by which byte-level tokenizers write the two bytes of é
@@ -118,9 +118,9 @@ def test_fillings_and_texts_are_whole_characters(kind: str, steps: int) -> None:
     t = tools.pop("tokenizer")
     text = text_automaton(t, tools["specials"].size, tools["specials"].not_text)
     (*_, last) = write([[50, 60]] * 20, Size(6), steps=steps, numbers=range(20), decode=Decode(text=text), **tools)
-    assert not [one for one in last if "\ufffd" in text_of(t, [], one.ids)]
+    assert not [one for one in last if "\ufffd" in read_on(t, [], one.ids)]
     (*_, last) = write([[50, 60]] * 20, Size(6), steps=steps, numbers=range(20), **tools)
-    assert [one for one in last if "\ufffd" in text_of(t, [], one.ids)]  # the control
+    assert [one for one in last if "\ufffd" in read_on(t, [], one.ids)]  # the control
 
 
 @pytest.mark.parametrize("family", ["wordpiece", "unigram"])

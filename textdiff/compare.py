@@ -13,6 +13,7 @@ from textdiff.gaps import Gap, Parts
 from textdiff.ngram import trigram_nll, unigram_nll
 from textdiff.posterior import Decode
 from textdiff.rulebook import rule_of
+from textdiff.spelling import read_text
 from textdiff.tokenizer import encode
 from textdiff.udm import UDM
 from textdiff.validation import check_integer
@@ -52,7 +53,7 @@ def _cut(checkpoint: Checkpoint, texts: list[str], context: int, count: int) -> 
     """Windows as token rows, evenly from all texts, and their sizes in bytes."""
     rows = windows(texts, checkpoint.tokenizer, context=context, shortest=min(16, context))["ids"][:]
     rows = rows[:: max(1, len(rows) // count)]
-    return rows, [len(checkpoint.tokenizer.decode(row[1:]).encode()) for row in rows]
+    return rows, [len(read_text(checkpoint.tokenizer, row[1:]).encode()) for row in rows]
 
 
 def _ngrams(checkpoint: Checkpoint, known: list[str], texts: list[str], context: int, count: int) -> list[Row]:

@@ -23,6 +23,7 @@ from textdiff.posterior import Decode, Draw, Posterior
 from textdiff.process.base import Process
 from textdiff.rules import Rule, posterior
 from textdiff.sampler import Stop, never, sample
+from textdiff.spelling import read_on
 from textdiff.tokens import Specials, Tokens
 
 if TYPE_CHECKING:
@@ -178,16 +179,6 @@ class _SettledPosterior(Posterior):
         return self.inner.log_prob(truth)
 
 
-def text_of(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int]) -> str:
-    """The text that `ids` are after the prompt's tokens: some tokenizers write a word differently at a text's beginning."""
-
-    def decode(tokens: list[int]) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    head, whole = decode([*prompt]), decode([*prompt, *ids])
-    return whole.removeprefix(head) if whole.startswith(head) else decode([*ids])
-
-
 def settled(tokenizer: "PreTrainedTokenizerBase", specials: Specials, strings: Sequence[str]) -> Stop:
     """Texts end as soon as one of the strings stands in what is written without a hole: later words cannot matter.
 
@@ -198,7 +189,7 @@ def settled(tokenizer: "PreTrainedTokenizerBase", specials: Specials, strings: S
         x: Tokens = getattr(state, "tokens", state)  # of vectors, what is known of the text
         open_ = (x.ids == specials.mask) | (x.ids == specials.gap) | x.doubtful | x.surplus
         written = x.valid & ~x.fixed & ~(open_.long().cumsum(1) > 0)
-        texts = [text_of(tokenizer, [], ids[own].tolist()) for ids, own in zip(x.ids, written, strict=True)]
+        texts = [read_on(tokenizer, [], ids[own].tolist()) for ids, own in zip(x.ids, written, strict=True)]
         return torch.tensor([any(string in text for string in strings) for text in texts], device=t.device)
 
     return stop
@@ -206,7 +197,7 @@ def settled(tokenizer: "PreTrainedTokenizerBase", specials: Specials, strings: S
 
 def until(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], written: Written, stops: Sequence[str]) -> str:
     """The text up to its first stop string, that included; all of it where there is none."""
-    text = text_of(tokenizer, prompt, written.ids)
+    text = read_on(tokenizer, prompt, written.ids)
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text
 
@@ -214,6 +205,6 @@ def until(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], written: 
 def cut(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], written: Written, text: str) -> Written:
     """The fewest of the tokens that hold `text`, the beginning of what was written."""
     for count in range(len(written.ids) + 1):
-        if text_of(tokenizer, prompt, written.ids[:count]).startswith(text):
+        if read_on(tokenizer, prompt, written.ids[:count]).startswith(text):
             return Written(written.ids[:count], written.scores[:count])
     return written

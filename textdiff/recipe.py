@@ -42,6 +42,7 @@ from textdiff.run_folder import RunFolder
 from textdiff.saving import TOKENIZER, newest_state, read_facts
 from textdiff.sentences import learnable
 from textdiff.spectral import STARTS
+from textdiff.spelling import read_text
 from textdiff.tokenizer import BYTES, load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Tokens
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
@@ -391,7 +392,7 @@ class Recipe:
             return know_places(to_tokens(packed, ids.pad), key, self.noise.counted), key
 
         def measure(udm: UDM) -> dict[str, float]:
-            sizes = [len(tokenizer.decode(row[1:]).encode()) for row in rows]
+            sizes = [len(read_text(tokenizer, row[1:]).encode()) for row in rows]
             found = bound(UDM(self.diffusion.likelihood(ids, model)[0], udm.denoiser), rows, sizes, pad=ids.pad)
             return {"nats": found.nats, "error": found.error, "bits_per_byte": found.bits_per_byte}
 

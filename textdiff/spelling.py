@@ -183,6 +183,22 @@ def read_gap(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int], lead: str
     return joined(spelt)
 
 
+def read_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """The text that begins with the tokens `ids`: what decode gives, without the spaces that WordPiece's decoder puts beside
+    letters of scripts that have none."""
+    if not _apart(_decoder(tokenizer)):
+        return str(tokenizer.decode([*ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    size = len(tokenizer)
+    inside = pieces(tokenizer, size)
+    return joined([inside[i] or b"" for i in ids if i < size]).removeprefix(" ")
+
+
+def read_on(tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that `ids` are after the prompt's tokens: some tokenizers write a word differently at a text's beginning."""
+    head, whole = read_text(tokenizer, prompt), read_text(tokenizer, [*prompt, *ids])
+    return whole.removeprefix(head) if whole.startswith(head) else read_text(tokenizer, ids)
+
+
 def _names(tokenizer: "PreTrainedTokenizerBase", size: int) -> list[str | None]:
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     special |= set(tokenizer.all_special_ids)

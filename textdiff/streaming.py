@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
+from textdiff.spelling import read_on, read_text
 from textdiff.terminal import write_line
 
 if TYPE_CHECKING:
@@ -32,13 +33,15 @@ class BatchStreamer:
         self.tokenizer, self.prompt = tokenizer, prompt
         self.console = console or Console(highlight=False, soft_wrap=True)
         self._prompts: list[str] | None = None
+        self._heads: list[list[int]] = []
         self._texts: list[str] = []
         self._live: Live | None = None
 
     def put(self, value: Tensor) -> None:
         """The prompts, and, the second time, the new tokens."""
         if self._prompts is None:
-            self._prompts = self._decoded(value)
+            self._heads = _rows(value)
+            self._prompts = [read_text(self.tokenizer, row) for row in self._heads]
             self._texts = [""] * len(self._prompts)
             return
         self._stop()
@@ -63,7 +66,7 @@ class BatchStreamer:
     def end(self) -> None:
         """The texts stay on the screen; what comes next is another batch."""
         self._stop()
-        self._prompts, self._texts = None, []
+        self._prompts, self._heads, self._texts = None, [], []
 
     def _stop(self) -> None:
         """The drafts leave the screen."""
@@ -76,17 +79,13 @@ class BatchStreamer:
         return f"{number} " if count > 1 else ""
 
     def _pairs(self, value: Tensor) -> list[tuple[str, str]]:
-        texts = self._decoded(value)
+        rows = _rows(value)
+        heads = self._heads or [[]] * len(rows)
+        texts = [read_on(self.tokenizer, head, row) for head, row in zip(heads, rows, strict=True)]
         if self.prompt is None:
             return list(zip(self._prompts or [""] * len(value), texts, strict=True))
         # the space that ends a prompt is the model's to write
         return [(self.prompt, text.removeprefix(" ") if self.prompt.endswith(" ") else text) for text in texts]
-
-    def _decoded(self, value: Tensor) -> list[str]:
-        return [self._decode(row) for row in (value if value.dim() > 1 else value[None]).tolist()]
-
-    def _decode(self, row: list[int]) -> str:
-        return str(self.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _show(self, lines: list[tuple[str, str, int, int]]) -> None:
         """Lines of (prompt, text, begin, end): the characters [begin, end) of the text have changed."""
@@ -103,3 +102,7 @@ class BatchStreamer:
             line.stylize("yellow", len(prompt) + begin, len(prompt) + end)
             shown.append(line)
         self._live.update(Group(*shown), refresh=True)
+
+
+def _rows(value: Tensor) -> list[list[int]]:
+    return (value if value.dim() > 1 else value[None]).tolist()
