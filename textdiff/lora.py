@@ -4,6 +4,7 @@ The adapters are put into the stock model in place, so that the denoiser, the tr
 what is saved is the stock model with B A added to W, which opens without peft.
 """
 
+import sys
 from copy import deepcopy
 from typing import Any
 
@@ -56,6 +57,8 @@ def merged(model: Any) -> Any:
     It is to be saved, not run: it has no buffers but those that are saved. Its precision is that of the base model's file,
     unless a weight would not be finite in it.
     """
+    if not hasattr(model, "saved_dtype"):  # adapters that were put in by others
+        return _unloaded(model)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not _own(name)}
     if len(tensors) == len(model.state_dict()):
         return model
@@ -73,6 +76,33 @@ def merged(model: Any) -> Any:
     stock.tie_weights()
     stock.generation_config = getattr(model, "generation_config", None)
     return stock.eval()
+
+
+def _unloaded(model: Any) -> Any:
+    """A copy without the adapters of peft, of any kind, as its own `merge_and_unload` makes it; the model where it has none."""
+    peft = sys.modules.get("peft")
+    if peft is None or not any(_wraps(module) for module in model.modules()):
+        return model
+    model = deepcopy(model).cpu()
+    for name, module in [*model.named_modules()]:
+        if _wraps(module) and not any(name.startswith(f"{outer}.") for outer in _wrappers(model)):
+            if hasattr(module, "unload_and_optionally_merge_module"):
+                stock = module.unload_and_optionally_merge_module(merge=True, safe_merge=True, adapter_names=None)
+            else:
+                module.merge(safe_merge=True)
+                stock = module.get_base_layer()
+            model.set_submodule(name, stock)
+    for left in ("peft_config", "_hf_peft_config_loaded"):
+        model.__dict__.pop(left, None)
+    return model.eval()
+
+
+def _wrappers(model: Any) -> list[str]:
+    return [name for name, module in model.named_modules() if _wraps(module)]
+
+
+def _wraps(module: Any) -> bool:
+    return hasattr(module, "base_layer") or hasattr(module, "unload_and_optionally_merge_module")
 
 
 def _narrowed(tensors: dict[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textdiff.constraints import Automaton, Constraint
 from textdiff.keys import Key
-from textdiff.validation import check_integer, check_number
+from textdiff.validation import check_integer, check_number, shown
 
 Processor = Callable[[Tensor, Tensor], Tensor]  # transformers' LogitsProcessor: (ids (S, n), scores (S, V)) -> scores
 Measure = Callable[[Tensor], Tensor]  # (S, V) logits -> (S,): the larger, the sooner a place is revealed
@@ -131,6 +131,24 @@ class Decode:
     def within(cls, seconds: float | None) -> float:
         """Return the deadline so many seconds from now; None for no deadline. ValueError for no time at all."""
         return math.inf if seconds is None else time.monotonic() + check_number("max_time", seconds, above=0)
+
+    def process(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """What the processors make of scores (S, V) after the texts ids (S, n).
+
+        Raises:
+            ValueError: Naming the processor that returns something else than scores: another shape, NaN, or infinity.
+        """
+        for processor in self.processors:
+            found, name = processor(ids, scores), getattr(processor, "__name__", type(processor).__name__)
+            if not isinstance(found, Tensor) or found.shape != scores.shape:
+                got = tuple(found.shape) if isinstance(found, Tensor) else shown(found)
+                raise ValueError(
+                    f"logits_processor {name} must return scores of shape {tuple(scores.shape)}, as it got; got {got}"
+                )
+            if bool((found.isnan() & ~scores.isnan()).any()) or bool(found.isposinf().any()):
+                raise ValueError(f"logits_processor {name} returned NaN or infinity; -inf alone leaves words out")
+            scores = found
+        return scores
 
     @property
     def expired(self) -> bool:

@@ -26,9 +26,10 @@ def processed(logits: Tensor, prefix: Tensor, decode: Decode) -> Tensor:
     if not decode.processors:
         return logits
     mute = logits == -torch.inf
-    for process in decode.processors:
-        logits = process(prefix, logits)
-    return logits.masked_fill(mute, -torch.inf)
+    logits = decode.process(prefix, logits).masked_fill(mute, -torch.inf)
+    if bool(logits.isneginf().all(-1).any()):
+        raise Unsatisfiable("the processors leave no word that can stand in a gap; loosen them")
+    return logits
 
 
 def at_once(

@@ -77,9 +77,7 @@ def processed(scores: Tensor, read: list[list[int]], decode: Decode) -> Tensor:
     for size in sorted({*sizes}):
         rows = [row for row, n in enumerate(sizes) if n == size]
         part, ids = scores[rows], torch.tensor([read[row] for row in rows], dtype=torch.int64, device=scores.device)
-        for processor in decode.processors:
-            part = processor(ids, part)
-        scores[rows] = part.to(scores.dtype)
+        scores[rows] = decode.process(ids, part).to(scores.dtype)
     return scores
 
 
