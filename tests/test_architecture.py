@@ -43,6 +43,7 @@ LAYERS = (
         "box",
         "_register",
         "caching",
+        "file_rows",
     ),  # these need no module of ours
     (
         "tokenizer",

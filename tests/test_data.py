@@ -258,7 +258,9 @@ def test_loading_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no split 'test' in .*: it has train"):
         load_texts(folder / "train.jsonl", "test", streaming=True)
     assert list(load_texts(folder, "train[:1]")) == [{"text": ROWS[0]["text"]}]
-    with pytest.raises(ValueError, match="row 1 .* of column 'n' in split 'train' of .* holds a number, not a text: 1"):
+    with pytest.raises(
+        ValueError, match="row 1 .* of column 'n' in .*train.jsonl .line 1. holds a number, not a text: 1"
+    ):
         load_texts(folder, "train", text_column="n")
     monkeypatch.chdir(folder.parent)
     for path in ("/nowhere/at/all", "./typo", "set/typo", "typo.jsonl", str(folder / "*.csv"), "not a name"):
@@ -285,8 +287,8 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "empty.jsonl": ("", "empty.jsonl is empty"),
     "empty.csv": ("", "empty.csv is empty"),
     "document.json": ('[\n{"text": "a"},\n{"text": }\n]', "document.json, line 3: not JSON"),
-    "row.csv": ("text,n\na,1\nb,2,3,4\n", "row.csv cannot be read: .*Expected 2 fields in line 3, saw 4"),
-    "quote.csv": ('text,n\n"a,1\nb,2\n', "quote.csv cannot be read: .*EOF inside string"),
+    "row.csv": ("text,n\na,1\nb,2,3,4\n", "row.csv, line 3: 4 fields, and the header has 2; mend the line"),
+    "quote.csv": ('text,n\n"a,1\nb,2\n', "quote.csv, line 3: not CSV .unexpected end of data"),
     "latin.csv": ("text\nb\ncaf\xe9\n".encode("latin-1"), "latin.csv, line 3: not UTF-8"),
     "latin.txt": ("a\ncaf\xe9\n".encode("latin-1"), "latin.txt, line 2: not UTF-8"),
     "none.parquet": ("not parquet", "none.parquet cannot be read: Parquet magic bytes not found"),
@@ -294,7 +296,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "a::b.jsonl": (GOOD, "a name with '::' cannot be read; rename it"),
     "null.jsonl": (
         GOOD + '{"text": null}\n',
-        "row 6 .* of column 'text' in split 'train' of .*null.jsonl holds nothing.*filter",
+        "row 6 .* of column 'text' in .*null.jsonl .line 6. holds nothing.*filter",
     ),
     "missing.jsonl": (GOOD + '{"txt": "a"}\n', "row 6 .* holds nothing"),
     "nulls.jsonl": ('{"text": null}\n' * 3, "row 1 .* holds nothing"),
@@ -310,9 +312,73 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     "mapping.jsonl": ('{"text": {"a": "b"}}\n', "row 1 .* holds a mapping"),
     "flag.jsonl": ('{"text": true}\n', "row 1 .* holds a flag"),
     "mixed.jsonl": (GOOD + '{"text": 5}\n', "row 6 .* holds a number, not a text: 5"),
-    "na.csv": ("text,n\na,1\nnull,2\n", "row 2 .* holds nothing"),
+    "short.csv": ("n,text\n1,a\n2\n", "row 2 .* of column 'text' in .*short.csv .line 3. holds nothing"),
+    "string.jsonl": (GOOD + "[1, 2]\n", "string.jsonl, line 6: .1, 2. is no row; write an object with the key 'text'"),
+    "twice.jsonl": (
+        GOOD + '{"text": "a", "text": "b"}\n',
+        "twice.jsonl, line 6: the key 'text' stands twice in one object",
+    ),
     "column.jsonl": (json.dumps({"body": "a"}) + "\n", "no column 'text' in .*: set text_column to one of body"),
 }
+
+
+LIKE = [
+    "2020-01-01",
+    "00010.50",
+    "NA",
+    "null",
+    "",
+    "True",
+    "1e5",
+    "2020-01-01 00:00:00",
+    "[1]",
+    '{"a": 1}',
+    "a\nb",
+    'say "on"',
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json"])
+def test_a_text_is_what_stands_in_the_file(kind: str, streaming: bool, tmp_path: Path) -> None:
+    """Whatever it looks like, in whichever file. Control: by `datasets` alone some come back as others, or not at all."""
+    for name, texts in {"a": ["We go on."], "b": LIKE}.items():
+        table = datasets.Dataset.from_dict({"n": list(range(len(texts))), "text": texts})
+        file = tmp_path / f"{name}.{kind}"
+        table.to_csv(file) if kind == "csv" else table.to_json(file, lines=kind == "jsonl")
+    found = [row["text"] for row in load_texts(tmp_path, "train", streaming=streaming)]
+    assert found == ["We go on.", *LIKE]
+    assert [row["text"] for row in load_texts(tmp_path / f"b.{kind}", "train", streaming=streaming)] == LIKE
+    dates = tmp_path / "dates"
+    dates.mkdir()
+    rows = [{"text": "2020-01-01"}] * 3
+    content = {
+        "jsonl": "\n".join(map(json.dumps, rows)),
+        "json": json.dumps(rows),
+        "csv": "text\n00010.50\n00010.50\n00010.50\n",
+    }
+    (dates / f"b.{kind}").write_text(content[kind])
+    expected = [row["text"] for row in rows] if kind != "csv" else ["00010.50"] * 3
+    own = load_texts(dates / f"b.{kind}", "train", streaming=streaming)
+    assert [row["text"] for row in own] == expected
+    other = datasets.load_dataset(kind.removesuffix("l"), data_files=str(dates / f"b.{kind}"), split="train")
+    assert list(other["text"]) != expected
+
+
+def test_parts_of_splits_and_changed_files(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": f"We go {number}."}) + "\n" for number in range(10)))
+    texts = [f"We go {number}." for number in range(10)]
+    for split, expected in {
+        "train[2:5]": texts[2:5],
+        "train[90%:]": texts[9:],
+        "train[:1]+train[8:]": texts[:1] + texts[8:],
+    }.items():
+        assert load_texts(file, split)["text"][:] == expected
+        with pytest.raises(ValueError, match="a stream has no parts; name the split 'train', or leave streaming out"):
+            load_texts(file, split, streaming=True)
+    file.write_text(json.dumps({"text": "On."}))
+    assert load_texts(file, "train")["text"][:] == ["On."]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -86,7 +86,7 @@ def load_texts(
             text (of a stream, the first one).
     """
     where = f"split {split!r} of {dataset}"
-    texts = open_split(str(dataset), split, config, streaming)
+    texts = open_split(str(dataset), split, config, streaming, text_column)
     with readable(str(dataset)):
         first = next(iter(texts), None) if streaming or texts.column_names is None else None
     columns = texts.column_names or list(first or {text_column: ""})  # a stream may not know its columns

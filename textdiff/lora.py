@@ -79,7 +79,7 @@ def merged(model: Any) -> Any:
 
 
 def _unloaded(model: Any) -> Any:
-    """A copy without the adapters of peft, of any kind, as its own `merge_and_unload` makes it; the model where it has none."""
+    """A copy without the adapters of peft, of any kind, as its own `merge_and_unload` makes it; without any, the model."""
     peft = sys.modules.get("peft")
     if peft is None or not any(_wraps(module) for module in model.modules()):
         return model

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from textdiff.file_rows import UnreadableRow, rows_of
 from textdiff.options import checked_path
 from textdiff.run_folder import check_writable
 from textdiff.validation import shown
@@ -37,12 +38,11 @@ class MissingSplit(ValueError):
     """A split that a data set does not have."""
 
 
-class UnreadableRow(ValueError):
-    """A row that holds no text; its message names the row."""
-
-
-def open_split(dataset: str, split: str, config: str | None, streaming: bool) -> "Texts":
+def open_split(dataset: str, split: str, config: str | None, streaming: bool, column: str | None = None) -> "Texts":
     """Return one split, or a part such as "train[:100]", of a data set.
+
+    Args:
+        column: The column of texts, which JSON and CSV files are read for: it has what stands there, and no other type.
 
     Raises:
         MissingSplit: For a split that it does not have.
@@ -51,20 +51,104 @@ def open_split(dataset: str, split: str, config: str | None, streaming: bool) ->
     from datasets import config as places
     from datasets import load_dataset
 
+    name = re.split(r"[\[+]", split)[0]
+    if streaming and split != name:
+        raise ValueError(f"split {split!r}: a stream has no parts; name the split {name!r}, or leave streaming out")
     if not streaming:
         check_writable(Path(places.HF_DATASETS_CACHE), "the cache of data sets (HF_HOME)")
     arguments = _source(dataset, config)
     _check_tables(Path(checked_path("dataset", dataset)))
+    if column is not None:
+        if files := _local_files(arguments, dataset):
+            if name not in files:
+                raise _missing(name, dataset, files)
+            with readable(dataset):
+                return _split_of(files, split, column, streaming)
     with readable(dataset):
         splits = load_dataset(**arguments, streaming=streaming)
-    if (name := re.split(r"[\[+]", split)[0]) not in splits:
-        raise MissingSplit(
-            f"no split {name!r} in {dataset}: it has {', '.join(splits)}; name one of these, or a part, as in train[90%:]"
-        )
+    if name not in splits:
+        raise _missing(name, dataset, splits)
     if split == name:
         return splits[split]
     with readable(dataset):
         return load_dataset(**arguments, split=split, streaming=streaming)
+
+
+def _missing(name: str, dataset: str, splits: Iterable[str]) -> MissingSplit:
+    return MissingSplit(
+        f"no split {name!r} in {dataset}: it has {', '.join(splits)}; name one of these, or a part, as in train[90%:]"
+    )
+
+
+def _local_files(arguments: dict[str, Any], dataset: str) -> dict[str, list[str]]:
+    """The files of each split, where they are JSON or CSV and of this machine; else none."""
+    from datasets import load_dataset_builder
+
+    with readable(dataset):
+        builder = load_dataset_builder(**arguments)
+    found = {str(split): [*map(str, files)] for split, files in (builder.config.data_files or {}).items()}
+    there = bool(found) and all(os.path.isfile(file) for files in found.values() for file in files)
+    return found if there and builder.name in ("json", "csv") else {}
+
+
+def _split_of(files: dict[str, list[str]], split: str, column: str, streaming: bool) -> "Texts":
+    from datasets import Dataset, Features, IterableDataset, NamedSplit, ReadInstruction, Value, concatenate_datasets
+
+    features = Features({column: Value("string")})
+    if streaming:
+        return IterableDataset.from_generator(
+            texts_of, features=features, gen_kwargs={"files": files[split], "column": column}
+        )
+
+    def whole(name: str) -> "Dataset":
+        stamps = [
+            os.stat(file).st_mtime_ns for file in files[name]
+        ]  # a file that was changed is another one to the cache
+        options = {"files": files[name], "column": column, "stamps": stamps}
+        return Dataset.from_generator(texts_of, features=features, gen_kwargs=options, split=NamedSplit(name))
+
+    if split in files:
+        return whole(split)
+    wanted = {name: whole(name) for name in files if re.search(rf"(^|\+){re.escape(name)}(\[|\+|$)", split)}
+    sizes = {name: len(rows) for name, rows in wanted.items()}
+    parts = ReadInstruction.from_spec(split).to_absolute(sizes)
+    return concatenate_datasets(
+        [wanted[part.splitname].select(range(sizes[part.splitname])[part.from_ : part.to]) for part in parts]
+    )
+
+
+def texts_of(files: list[str], column: str, stamps: Sequence[int] = ()) -> Iterator[dict[str, str]]:
+    """Yield the texts of JSON and CSV files.
+
+    Raises:
+        ValueError: For a column that the first row does not have.
+        UnreadableRow: For a row without a text.
+    """
+    for file in map(Path, files):
+        if file.stat().st_size == 0:
+            raise UnreadableRow(f"{file} is empty")
+        for number, (place, row) in enumerate(_decoded(file)):
+            if isinstance(row, str) and column == "text":
+                row = {"text": row}
+            if not isinstance(row, dict):
+                raise UnreadableRow(f"{file}, {place}: {shown(row)} is no row; write an object with the key {column!r}")
+            if column not in row and number == 0:
+                raise UnreadableRow(f"no column {column!r} in {file}: set text_column to one of {', '.join(row)}")
+            text = checked_text(row.get(column), number, column, f"{file} ({place})")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UnreadableRow(
+                    f"{file}, {place}: not JSON (half of a surrogate pair); mend or remove it"
+                ) from error
+            yield {column: text}
+
+
+def _decoded(file: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from rows_of(file)
+    except UnicodeDecodeError as error:
+        raise UnreadableRow(_fault(file) or f"{file}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
 
 
 # ------------------------------------------------------------------------------------------------------------- the place
@@ -246,6 +330,11 @@ def readable(dataset: str) -> Iterator[None]:
     except UnreadableRow:
         raise
     except Exception as error:  # datasets, pyarrow and pandas raise all sorts
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, UnreadableRow):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
+            raise UnreadableRow(str(cause)) from error
         raise ValueError(_told(dataset, error)) from error
     finally:
         _be_quiet(False)
