@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from stock import bert, gpt2
-from transformers import AutoModelForMaskedLM, BertForSequenceClassification, BertModel, pipeline
+from transformers import AutoModelForMaskedLM, BertForSequenceClassification, BertLMHeadModel, BertModel, pipeline
 
 from textdiff.cli import main
 from textdiff.loading import IncompleteModel
@@ -60,3 +60,18 @@ def test_a_model_with_too_few_weights_is_refused(make: Any, tmp_path: Path, caps
             pipeline(task, model=cut)
     assert main(["infill", cut, "a [GAP:1] b"]) == 2
     assert "lacks weights that" in capsys.readouterr().err
+
+
+def test_a_decoder_opens_as_the_class_that_it_was_saved_as(tmp_path: Path) -> None:
+    """Not as the masked model that has the same weights."""
+    torch.manual_seed(0)
+    model, tokenizer = bert()
+    decoder = BertLMHeadModel(type(model.config)(**model.config.to_dict() | {"is_decoder": True})).eval()
+    fill = pipeline("text-infilling", model=decoder, tokenizer=tokenizer)
+    before = fill("a [GAP:1] b", seed=1)[0]["generated_text"]
+    fill.save_pretrained(tmp_path / "model")
+    for task in ("text-infilling", "text-diffusion"):
+        assert type(pipeline(task, model=str(tmp_path / "model")).model) is BertLMHeadModel
+    assert (
+        pipeline("text-infilling", model=str(tmp_path / "model"))("a [GAP:1] b", seed=1)[0]["generated_text"] == before
+    )

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 from stock import PATHS, filler
 from tiny import KINDS, tiny_checkpoint
-from transformers import pipeline
+from transformers import LlamaConfig, LlamaForCausalLM, pipeline
 
 import textdiff
 from textdiff.checkpoint import CONFIG_NAME, load
@@ -262,19 +263,44 @@ def test_saved_by_any_way_of_filling_it_opens_and_fills_alike(tmp_path: Path, pa
         assert again.score("We go on")["nats"] == pytest.approx(fill.score("We go on")["nats"], rel=1e-3)
 
 
-def test_a_lora_model_is_saved_with_its_adapters_merged(tmp_path: Path) -> None:
+PLANS = {
+    "LoRA": ("LoraConfig", {"r": 2, "init_lora_weights": False}),
+    "DoRA": ("LoraConfig", {"r": 2, "init_lora_weights": False, "use_dora": True}),
+    "LoRA and a whole module": ("LoraConfig", {"r": 2, "init_lora_weights": False, "modules_to_save": ["ln_f"]}),
+    "IA3": ("IA3Config", {"feedforward_modules": [], "init_ia3_weights": False}),
+    "LoHa": ("LoHaConfig", {"r": 2, "init_weights": False}),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_adapters_are_merged_into_what_is_saved(plan: str, tmp_path: Path) -> None:
+    """Of every kind that peft merges."""
     peft = pytest.importorskip("peft")
-    fill = filler("causal, bytes")
-    plan = peft.LoraConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM", init_lora_weights=False)
-    model = peft.get_peft_model(fill.model, plan)
-    adapted = pipeline("text-infilling", model=model, tokenizer=fill.tokenizer)
+    fill, (name, options) = filler("causal, bytes"), PLANS[plan]
+    targets = ["attn.c_proj"] if plan == "LoHa" else ["c_attn"]
+    stock = deepcopy(fill.model)
+    torch.manual_seed(0)
+    if plan == "LoHa":
+        stock, targets = LlamaForCausalLM(LlamaConfig(
+            vocab_size=len(fill.tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            bos_token_id=0, eos_token_id=0,
+        )).eval(), ["q_proj"]  # fmt: skip
+    model = peft.get_peft_model(stock, getattr(peft, name)(target_modules=targets, **options))
+    for name, weight in model.named_parameters():
+        if "hada_" in name:
+            weight.data.mul_(8)
+    for wrapper in model.modules():
+        if type(wrapper).__name__ == "ModulesToSaveWrapper":
+            wrapper.modules_to_save["default"].weight.data.mul_(1.5)
+        for scales in getattr(wrapper, "ia3_l", {}).values():
+            scales.data.uniform_(0.2, 3.0)
+    adapted = pipeline("text-infilling", model=model.eval(), tokenizer=fill.tokenizer)
     adapted.save_pretrained(tmp_path / "saved")
     again = open_infilling(str(tmp_path / "saved"))
     assert again.score("We go on")["nats"] == pytest.approx(adapted.score("We go on")["nats"], rel=1e-3)
     with model.disable_adapter():
         plain = adapted.score("We go on")["nats"]
     assert abs(plain - again.score("We go on")["nats"]) > 1e-2  # the adapters do something
-    model.unload()
 
 
 def test_wrapped_and_derived_models_serve() -> None:

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM
+from stock import filler
+from transformers import BertConfig, BertForMaskedLM, pipeline
 
 from tests.tiny import tiny_checkpoint
 from textdiff.denoiser import last
@@ -141,3 +142,12 @@ def test_calls_are_recorded_by_shape_and_say_what_the_body_says():
             recorded(ids[:, :1].expand(-1, width))
         assert len(recorded.kept) == MOST
     assert recorded(ids)[0].grad_fn is not None  # whoever learns is not given a recording
+
+
+def test_what_was_tuned_stays_in_a_pipeline():
+    """A file's half precision is not kept on a CPU, and one that was asked for is."""
+    fill = filler("causal, bytes")
+    model = copy.deepcopy(fill.model)
+    assert pipeline("text-infilling", model=model.half(), tokenizer=fill.tokenizer).model.dtype == torch.float32
+    tune(model, "bf16")
+    assert pipeline("text-infilling", model=model, tokenizer=fill.tokenizer).model.dtype == torch.bfloat16

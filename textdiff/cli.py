@@ -252,14 +252,17 @@ def _halved(group: list[str], ask: Ask) -> list[tuple[str, Any]]:
 
 
 def _show_scores(found: Iterable[tuple[str, Any]], command: "Score", prog: str) -> int:
-    """A table, or a JSON object a line, which is written as it comes if it may be; errors on standard error."""
+    """A table, or a JSON object a line, written as it comes if it may be, with errors; else these on standard error."""
     from textdiff.scoring import lines
 
     ranked, failed, number, kept = command.rank or command.within is not None, 0, 0, list[tuple[str, Any]]()
     for number, (text, score) in enumerate(found, 1):
         if isinstance(score, ValueError):
             failed += 1
-            print(f"{prog}: text {number}: {score}", file=sys.stderr)
+            if command.json and not ranked:
+                write_line(to_json({"nats": None, "refused": str(score)}))
+            else:
+                print(f"{prog}: text {number}: {score}", file=sys.stderr)
         elif command.json and not ranked:
             write_line(lines([(text, score)], as_json=True)[0])
         else:

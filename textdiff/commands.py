@@ -136,7 +136,8 @@ class Score:
     """Cut longer texts into stretches of so many tokens, each scored by itself."""
     seed: int = 0
     json: bool = False
-    """One JSON object per text, for programs."""
+    """One JSON object per text, for programs; {"nats": null, "refused": why} for one that has no score, but not with --rank
+    or --within."""
 
 
 @dataclass

@@ -35,16 +35,27 @@ def whole(loader: Any) -> Any:
         def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
             told = kwargs.pop("output_loading_info", False)
             model, notes = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            made, own = type(model).__name__, model.config.architectures or []
+            if own and made not in own and _is_text_model(own[0]):
+                raise ValueError(f"{args[0]} is a {own[0]}, not a {made}")
             if notes["missing_keys"]:
-                made = type(model).__name__
                 lack = f"lacks weights that {made} needs, such as {min(notes['missing_keys'])}"
-                if made in (model.config.architectures or []):
+                if made in own:
                     raise IncompleteModel(f"{args[0]} {lack}; copy the model again")
                 raise ValueError(f"{args[0]} {lack}; name a model that was trained to write texts")
             return (model, notes) if told else model
 
     Whole.__name__ = Whole.__qualname__ = loader.__name__
     return Whole
+
+
+def _is_text_model(name: str) -> bool:
+    """Whether a class writes texts, as a masked, a causal or an encoder-decoder model."""
+    from transformers.models.auto import modeling_auto as auto
+
+    mappings = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+                auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)  # fmt: skip
+    return any(name in ((one,) if isinstance(one, str) else one) for names in mappings for one in names.values())
 
 
 def from_config(loader: Any, config: Any, **options: Any) -> Any:

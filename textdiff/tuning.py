@@ -22,15 +22,16 @@ from textdiff.denoiser import last
 from textdiff.denoiser.head import with_hidden
 from textdiff.validation import shown
 
+HALVED = "textdiff_keeps_bf16"  # on a model: its 16 bits are what was asked for, not how its file happens to be
 MOST = 64  # recorded calls that are kept, the latest
 WARM = 3  # calls before one is recorded: what libraries set up at first is not to be in it
 
 
 def tune(model: Any, *ways: str) -> Any:
     """The same model, changed in place: compile, int8, bf16, graphs, in this order. ValueError for what cannot be done."""
-    unknown = sorted({*ways} - {*WAYS})
+    unknown = [way for way in ways if not isinstance(way, str) or way not in WAYS]
     if unknown:
-        raise ValueError(f"unknown way {unknown[0]!r} to tune a model; there are {', '.join(WAYS)}")
+        raise ValueError(f"unknown way {shown(unknown[0])} to tune a model; there are {', '.join(WAYS)}")
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model must be a torch module; got {shown(model)}")
     for name, way in WAYS.items():
@@ -42,6 +43,7 @@ def tune(model: Any, *ways: str) -> Any:
 
 def _halved(model: Any) -> None:
     model.to(torch.bfloat16)
+    setattr(model, HALVED, True)
 
 
 def _quantized(model: Any) -> None:

@@ -22,6 +22,7 @@ from textdiff.pipelines.options import DRAWING, check_rule, given_options
 from textdiff.posterior import Decode
 from textdiff.scoring import rank, score, scorer
 from textdiff.stock import Likelihood, Route, checkpoint_route, stock_route, unwrapped
+from textdiff.tuning import HALVED
 
 _DECODE = (*DRAWING, "max_gap", "max_calls")
 SAMPLED = 0.7  # the temperature of several sequences by a model whose default is the most probable one
@@ -42,7 +43,8 @@ class Opened:
         """
         model = unwrapped(model)
         need_finite(model)
-        if model.device.type == "cpu" and model.dtype in (torch.float16, torch.bfloat16):
+        half = model.dtype in (torch.float16, torch.bfloat16) and not getattr(model, HALVED, False)
+        if half and model.device.type == "cpu":
             model.float()
         source = model.config._name_or_path
         path = None if config is not None else find_config(source)
