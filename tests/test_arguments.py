@@ -1,5 +1,6 @@
 """A value of the wrong kind is refused by name at every entrance, and an option that is accepted has an effect."""
 
+import io
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
+from rich.console import Console
 from stock import filler
 from tiny import tiny_checkpoint
 from transformers import pipeline
@@ -273,3 +276,46 @@ def test_sequences_differ_and_the_best_comes_first() -> None:
     assert len(fill("We [GAP:1] on", num_return_sequences=5, temperature=0.0)) == 1
     choice = fill("We [GAP:yes|no] on", num_return_sequences=3, num_steps=1, temperature=1.0)
     assert len({result["generated_text"] for result in choice}) == len(choice) <= 2
+
+
+BROKEN: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "nothing left": (lambda ids, scores: torch.full_like(scores, -math.inf), "can stand in a gap; loosen"),
+    "infinity": (
+        lambda ids, scores: torch.full_like(scores, math.inf),
+        "returned NaN or infinity; -inf alone leaves words out",
+    ),
+    "NaN": (lambda ids, scores: scores * math.nan, "returned NaN or infinity; -inf alone leaves words out"),
+    "another shape": (
+        lambda ids, scores: scores[:, :3],
+        "must return scores of shape .*; got .*, 3",
+    ),
+    "None": (lambda ids, scores: None, r"must return scores of shape \(\d+, \d+\), as it got; got None"),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["masked, WordPiece", "encoder-decoder", "causal, bytes", "middle", "sentinels", "both ways"]
+)
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_processor_that_returns_no_scores_is_named(kind: str, broken: str) -> None:
+    """By every way of filling; one that changes nothing is as none."""
+    fill, (processor, named) = filler(kind), BROKEN[broken]
+    for text in ("We [GAP:2] on.", "We [GAP:2w] on.", "We [GAP:/[a-z]{3}/] on."):
+        try:
+            plain = fill(text, seed=1)
+        except ValueError:  # nothing that it knows spells this
+            continue
+        assert fill(text, seed=1, logits_processor=[lambda ids, scores: scores]) == plain
+        with pytest.raises(ValueError, match=named):
+            fill(text, seed=1, logits_processor=[processor])
+
+
+def test_who_watches_a_batch_sees_its_texts_in_their_order() -> None:
+    made = tiny_checkpoint("autoregressive", max_gap=8)
+    write = pipeline("text-diffusion", model=made.model, tokenizer=made.tokenizer, diffusion_config=made.config)
+    prompts, page = ["We the people of", "We", "We go on"], io.StringIO()
+    streamer = textdiff.BatchStreamer(write.tokenizer, Console(file=page))
+    found = write(prompts, batch_size=3, max_new_tokens=3, streamer=streamer)
+    last = page.getvalue().splitlines()[-3:]
+    assert [line[:2] for line in last] == ["1 ", "2 ", "3 "]
+    assert last[2].startswith("3 We go on") and all(text[0]["generated_text"] for text in found)

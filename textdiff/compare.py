@@ -79,7 +79,8 @@ def _likelihood(checkpoint: Checkpoint, texts: list[str], context: int, count: i
     tools = checkpoint.tools()
     process, kind = checkpoint.config.likelihood(checkpoint.specials, checkpoint.model)
     found = bound(UDM(process, tools["denoiser"]), rows, sizes, pad=checkpoint.specials.pad, seed=seed, draws=2)
-    return {"nats": found.nats, "error": found.error, "bits_per_byte": found.bits_per_byte, "likelihood": kind}
+    error = found.error if len(rows) > 1 else None  # one window cannot tell
+    return {"nats": found.nats, "error": error, "bits_per_byte": found.bits_per_byte, "likelihood": kind}
 
 
 def _gaps(checkpoint: Checkpoint, one: list[Case], some: list[Case]) -> Row:
@@ -148,5 +149,5 @@ def _cell(row: Row, name: str) -> str:
     if f"{name}_interval" in row:
         low, high = row[f"{name}_interval"]
         return f"{value:.1%} [{low:.1%}, {high:.1%}]"
-    error = f" ± {row['error']:.2f}" if name == "nats" and "error" in row else ""
+    error = f" ± {row['error']:.2f}" if name == "nats" and row.get("error") is not None else ""
     return f"{value:.2f}{error}"

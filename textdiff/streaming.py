@@ -24,7 +24,8 @@ class BatchStreamer:
 
     What changed since the draft before is yellow; the finished texts are written byte for byte, what was written green.
     console: rich's, standard output unless given. prompt: what the user wrote before all texts, shown as it is; tokens of a
-    prompt do not always tell. Each text has its number before it, from 1, where there are several.
+    prompt do not always tell. Each text has its number in its batch before it, from 1, where a batch (batch_size)
+    has several.
     """
 
     def __init__(

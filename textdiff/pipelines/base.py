@@ -121,12 +121,14 @@ class TextPipeline(Pipeline):
             done = self.forward({"batch": batch}, **forward_params)["batch"]
             return [self.postprocess(result, **postprocess_params) for result in done]
 
+        watched = forward_params.get("streamer") is not None  # who watches sees them in their order
+        size = (lambda prepared: 0) if watched else self.size
         if isinstance(inputs, list):
-            yield from fill(inputs, prepare, run, self.size, batch_size, returns, total=len(inputs))
+            yield from fill(inputs, prepare, run, size, batch_size, returns, total=len(inputs))
             return
         first, source = 0, iter(inputs)
         while chunk := list(islice(source, batch_size)):
-            yield from fill(chunk, prepare, run, self.size, batch_size, returns, first=first)
+            yield from fill(chunk, prepare, run, size, batch_size, returns, first=first)
             first += len(chunk)
 
 
