@@ -5,12 +5,15 @@ Nothing is looked up on a network.
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it for what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Cases that take seconds while others like them are quick: slow, like tests that say so themselves.
 SECONDS = (

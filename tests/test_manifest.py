@@ -16,7 +16,7 @@ import pytest
 import torch
 from stock import PATHS, filler
 from tiny import KINDS, tiny_checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM, pipeline
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, pipeline
 
 import textdiff
 from textdiff.checkpoint import CONFIG_NAME, load
@@ -327,3 +327,24 @@ def test_weights_that_are_not_finite_are_told(tmp_path: Path, kind: str) -> None
     for opener in OPENERS.values():
         with pytest.raises(ValueError, match="weights are not finite: NaN or infinity in"):
             opener(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("task", ["text-infilling", "text-diffusion"])
+def test_a_folder_of_adapters_is_saved_whole(task: str, tmp_path: Path) -> None:
+    """Opened by transformers, which names weights as peft does when it saves; plain transformers opens what is saved."""
+    peft = pytest.importorskip("peft")
+    fill = filler("causal, bytes")
+    fill.model.save_pretrained(tmp_path / "base")
+    fill.tokenizer.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    torch.manual_seed(0)
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["c_attn"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "adapter")
+    fill.tokenizer.save_pretrained(tmp_path / "adapter")
+    opened = pipeline(task, model=str(tmp_path / "adapter"))
+    opened.save_pretrained(tmp_path / "saved")
+    _, notes = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not notes["missing_keys"] and not notes["unexpected_keys"]
+    again = pipeline(task, model=str(tmp_path / "saved"))
+    assert again.score("We go on")["nats"] == pytest.approx(opened.score("We go on")["nats"], rel=1e-3)
+    assert abs(again.score("We go on")["nats"] - fill.score("We go on")["nats"]) > 1e-2  # the adapters do something

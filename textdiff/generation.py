@@ -84,6 +84,7 @@ def generate(
     _check_inputs(model_inputs | {"inputs_tensor": inputs_tensor})
     # a parameter of that name would be taken away from transformers' own preparation
     prompt, mask = _prompt(input_ids, inputs_tensor, model_inputs.get("attention_mask"))
+    _check_penalties(config, len(prompt))
     texts = checkpoint or _checkpoint(model, tokenizer)
     steps = _first(
         num_denoising_steps, max_denoising_steps, *_own(config, "num_denoising_steps", "max_denoising_steps")
@@ -121,6 +122,18 @@ def _check_config(config: GenerationConfig) -> None:
                 else ""
             )
             raise ValueError(f"{name} has no effect on diffusion; leave it out{hint}")
+
+
+def _check_penalties(config: GenerationConfig, prompts: int) -> None:
+    """Raise ValueError for penalties that hold each prompt of a batch: texts of a batch come to the processors apart."""
+    for name in ("repetition_penalty", "encoder_repetition_penalty"):
+        if prompts > 1 and getattr(config, name, None) not in (None, 1.0):
+            raise ValueError(
+                f"{name} {getattr(config, name)} cannot serve {prompts} prompts together; call generate with one prompt at a time"
+            )
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        if getattr(config, name, None):
+            raise ValueError(f"{name} has no effect on diffusion; leave it out")
 
 
 def _check_given(

@@ -92,7 +92,7 @@ def _unloaded(model: Any) -> Any:
                 module.merge(safe_merge=True)
                 stock = module.get_base_layer()
             model.set_submodule(name, stock)
-    for left in ("peft_config", "_hf_peft_config_loaded"):
+    for left in ("peft_config", "_hf_peft_config_loaded", "_weight_conversions"):  # these name weights as peft does
         model.__dict__.pop(left, None)
     return model.eval()
 

@@ -21,7 +21,7 @@ def draw_different(
 ) -> list[list[T]]:
     """Return up to `samples` results of each text, no two of one name, those of the greatest merit first.
 
-    A text gets fewer where there are no others: a choice of two, or the most probable filling. Samples are drawn again, at
+    A text gets fewer where drawing on brings no others: a choice of two, or the most probable filling. Samples are drawn again, at
     most ROUNDS times as many in all, as long as that brings new ones and time is left.
 
     Args:

@@ -7,7 +7,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from textdiff.box import FOLDER, box
 from textdiff.checkpoint import check_ended, find_config, load
-from textdiff.loading import TRUST, IncompleteModel, refuse_questions
+from textdiff.loading import TRUST, refuse_questions
 from textdiff.pipelines.base import CLASSES
 from textdiff.pipelines.diffusion import TextDiffusionPipeline
 from textdiff.pipelines.infilling import TextInfillingPipeline
@@ -51,8 +51,8 @@ def _opened(task: str, kind: type[P], path: str) -> P:
 
     try:
         return cast(P, pipeline(task, model=path, **TRUST))
-    except (OSError, ValueError, KeyError, IncompleteModel) as error:
-        reason = str(error).strip().split("\n")[0]
+    except Exception as error:  # transformers, tokenizers and safetensors raise all sorts over a damaged file
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         if not Path(path).exists():
             reason = f"no such file or folder here, and from the hub: {reason}"
         raise ValueError(
