@@ -129,7 +129,7 @@ def _check_penalties(config: GenerationConfig, prompts: int) -> None:
     for name in ("repetition_penalty", "encoder_repetition_penalty"):
         if prompts > 1 and getattr(config, name, None) not in (None, 1.0):
             raise ValueError(
-                f"{name} {getattr(config, name)} cannot serve {prompts} prompts together; call generate with one prompt at a time"
+                f"{name} {getattr(config, name)} cannot serve {prompts} prompts together; give one at a time"
             )
     for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
         if getattr(config, name, None):

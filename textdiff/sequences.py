@@ -21,8 +21,8 @@ def draw_different(
 ) -> list[list[T]]:
     """Return up to `samples` results of each text, no two of one name, those of the greatest merit first.
 
-    A text gets fewer where drawing on brings no others: a choice of two, or the most probable filling. Samples are drawn again, at
-    most ROUNDS times as many in all, as long as that brings new ones and time is left.
+    A text gets fewer where drawing on brings no others: a choice of two, or the most probable filling. Samples are drawn
+    again, at most ROUNDS times as many in all, as long as that brings new ones and time is left.
 
     Args:
         draw: (texts, first, count) -> `count` results of each of these texts, those numbered from `first` on.
