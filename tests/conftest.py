@@ -55,6 +55,10 @@ SECONDS = (
     "test_laws.py::test_partial_is_remdm[Deletion]",
     "test_deletion_bounds.py::test_rates_of_insertion_bound_tightly",
     "test_pictures.py::test_a_folder_of_idx_files",
+    "test_pipelines.py::test_import_orders[textdiff first]",
+    "test_automata.py::test_what_is_drawn_reads_as_asked",
+    "test_manifest.py::test_adapters_are_merged_into_what_is_saved[LoHa]",
+    "test_manifest.py::test_adapters_are_merged_into_what_is_saved[DoRA]",
 )
 
 

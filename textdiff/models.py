@@ -169,6 +169,11 @@ def check_pretrained(diffusion: DiffusionConfig, path: str, context: int) -> Non
     import transformers
 
     same_reading(path, diffusion)
+    if (Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        raise ValueError(
+            f"{path} is a folder of adapters; save the whole model first: "
+            f'pipeline("text-infilling", model={path!r}).save_pretrained(FOLDER)'
+        )
     try:
         config = from_pretrained(transformers.AutoConfig, path)
     except (OSError, ValueError) as error:
