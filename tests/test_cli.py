@@ -100,7 +100,7 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
             ("evaluate", "parallel", "--dataset", "texts", "--samples", "3"),
             ["--samples 3: the models are of texts; leave"],
         ),
-        (("evaluate", "parallel"), ["there is no data/sotu here", "unless --dataset names other texts"]),
+        (("evaluate", "parallel"), ["the default data set data/sotu does not exist here", "--dataset"]),
         (("infill", "/no/such/folder", "a [GAP]"), ["/no/such/folder: no such folder; name a folder or a hub model"]),
         (("infill",), ["no text to fill; give one, or a line each on standard input"]),
         (("infill", "No gap."), ["no text to fill", "if 'No gap.' is one, mark the missing text with [GAP]"]),

@@ -300,9 +300,7 @@ def evaluate(args: list[str], prog: str) -> int:
 
     kinds = {kind_of(model) for model in command.model}
     if kinds == {"text"} and command.dataset is None and not os.path.exists(SPEECHES):
-        raise ValueError(
-            f"there is no {SPEECHES} here, which is measured on unless --dataset names other texts; name some"
-        )
+        raise ValueError(f"the default data set {SPEECHES} does not exist here; name a data set with --dataset")
     if len(kinds) > 1:
         raise ValueError("models of texts and of images cannot be compared; name models of one kind")
     (kind,) = kinds

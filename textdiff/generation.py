@@ -122,18 +122,18 @@ def _check_config(config: GenerationConfig) -> None:
                 else ""
             )
             raise ValueError(f"{name} has no effect on diffusion; leave it out{hint}")
+    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
+        if getattr(config, name, None):
+            raise ValueError(f"{name} has no effect on diffusion; leave it out")
 
 
 def _check_penalties(config: GenerationConfig, prompts: int) -> None:
-    """Raise ValueError for penalties that hold each prompt of a batch: texts of a batch come to the processors apart."""
+    """Raise ValueError for penalties that need the whole batch of prompts: processors see a part of it at a time."""
     for name in ("repetition_penalty", "encoder_repetition_penalty"):
         if prompts > 1 and getattr(config, name, None) not in (None, 1.0):
             raise ValueError(
                 f"{name} {getattr(config, name)} cannot serve {prompts} prompts together; give one at a time"
             )
-    for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states"):
-        if getattr(config, name, None):
-            raise ValueError(f"{name} has no effect on diffusion; leave it out")
 
 
 def _check_given(
