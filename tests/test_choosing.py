@@ -13,12 +13,13 @@ from tiny import tiny_checkpoint
 from transformers import pipeline
 
 import textdiff.pipelines  # noqa: F401  (makes the task known)
-from textdiff import choosing
-from textdiff.filling import Infill, prepare
-from textdiff.gaps import parse
+from textdiff import asked, choosing
+from textdiff.filling import Infill, prepare, spelt
+from textdiff.gaps import Gap, parse
 from textdiff.keys import Key
 from textdiff.pipelines import TextInfillingPipeline
 from textdiff.posterior import Decode
+from textdiff.spelling import SOFT, pieces
 
 CHOICES = ("a", "b b", "c a b", "c")
 TEXT = "b [GAP:a|b b|c a b|c] c [GAP:a|c c] a"
@@ -131,3 +132,43 @@ def test_what_does_not_fit_is_no_choice() -> None:
     assert own("We [GAP:go|it is].", temperature=0.0)[0]["gaps"][0]["text"] == ranked[0]["filling"][0]
     weights = torch.tensor([-one["nats"] for one in ranked], dtype=torch.float64).softmax(0)
     assert own("We [GAP:go|it is].", temperature=0.0)[0]["score"] == pytest.approx(float(weights[0].log()), rel=1e-4)
+
+
+def spellings(name: str, text: str) -> tuple[set[tuple[str, ...]], list[list[str]]]:
+    """How a model's tokenizer spells the choices of the first gap of a text, and how 8 draws have it."""
+    own = (made := tiny_checkpoint(name)) if name in ("parallel", "autoregressive") else None
+    fill = (
+        filler(name) if own is None else TextInfillingPipeline(made.model, made.tokenizer, diffusion_config=made.config)
+    )
+    parts, tokenizer = parse(text), fill.route.tokenizer
+    names = pieces(tokenizer, len(tokenizer))
+    ids = [spelt(choice, parts, 1, tokenizer, fill.route.specials) for choice in parts[1].choices]
+    natural = {tuple((names[one] or b"").replace(SOFT, b" ").decode() for one in choice) for choice in ids}
+    drawn = [fill(text, temperature=1.0, seed=seed, max_gap=8)[0]["gaps"][0]["tokens"] for seed in range(8)]
+    return natural, drawn
+
+
+@pytest.mark.parametrize("name", ["parallel", "autoregressive", *STOCK])
+def test_choices_are_written_as_the_tokenizer_spells_them(name: str) -> None:
+    """Beside an open gap, where they are written token by token: no "t", "h", "e" to fill a length that was drawn."""
+    natural, drawn = spellings(name, "We [GAP:form|the|more perfect] of [GAP]")
+    assert {tuple(tokens) for tokens in drawn} <= natural
+
+
+def test_without_spellings_choices_are_cut_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: what the automaton of bytes alone would write."""
+    monkeypatch.setattr(asked, "_as_spelt", lambda automaton, *_: automaton)
+    natural, drawn = spellings("parallel", "We [GAP:form|the|more perfect] of [GAP]")
+    assert not {tuple(tokens) for tokens in drawn} <= natural
+
+
+def test_choices_that_the_tokenizer_does_not_spell_so_are_written_as_they_can_be() -> None:
+    """What is banned is no choice; what must stand in it, token ids that the spelling has not, is kept in any tokens."""
+    route = filler("masked, bytes").route
+    text = ["We ", Gap(choices=["form", "the"]), " of"]
+    page = prepare(text, route.tokenizer, route.specials, banned=("f",), spaced=True)
+    the = spelt("the", text, 1, route.tokenizer, route.specials)
+    assert page.constraints[0].automaton.accepts(the) and page.constraints[0].lengths(9) == [len(the)]
+    letter = route.tokenizer.convert_tokens_to_ids("h")
+    page = prepare(["We ", Gap(choices=["the"], forced=[letter]), " of"], route.tokenizer, route.specials, spaced=True)
+    assert not page.constraints[0].automaton.accepts(the) and page.constraints[0].lengths(9)

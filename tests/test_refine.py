@@ -10,6 +10,7 @@ from textdiff.drafts import find, refine, split
 from textdiff.filling import infill, start_state
 from textdiff.gaps import parse
 from textdiff.keys import Key
+from textdiff.posterior import Decode
 from textdiff.process import Deletion, Masking, Mixture
 from textdiff.rules import fresh, partial, posterior
 from textdiff.sampler import sample
@@ -72,6 +73,23 @@ def test_a_sample_does_not_depend_on_the_batch(tools: dict) -> None:
     together = refine([TEXT, WORDS[1]], 0.5, steps=2, samples=2, **tools)
     assert together[1] == refine([WORDS[1]], 0.5, steps=2, samples=2, **tools)[0]
     assert together[0] != refine([TEXT, WORDS[1]], 0.5, steps=2, samples=2, seed=1, **tools)[0]
+
+
+def test_a_draft_becomes_no_more_than_some_twice_as_long(tools: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8 samples of two drafts by a random model, whose gaps are long; without the limit they grow on, which is the control.
+    How long one draft may become does not depend on the other.
+    """
+    tools = tools | {"process": Deletion(tools["specials"])}
+    decode = Decode(max_gap=8)
+    found = refine([TEXT, "We go"], 0.9, steps=6, samples=8, decode=decode, **tools)
+    sizes = [max(len(tools["tokenizer"].encode(one.text)) for one in texts) for texts in found]
+    drafts = [len(tools["tokenizer"].encode(text)) for text in (TEXT, "We go")]
+    assert all(size <= 4 * draft + 8 for size, draft in zip(sizes, drafts, strict=True))
+    alone = refine(["We go"], 0.9, steps=6, samples=8, decode=decode, **tools)[0]
+    assert [one.text for one in found[1]] == [one.text for one in alone]
+    monkeypatch.setattr("textdiff.drafts._grown", lambda *_: 512)
+    control = refine(["We go"], 0.9, steps=6, samples=8, decode=decode, **tools)[0]
+    assert max(len(tools["tokenizer"].encode(one.text)) for one in control) > 4 * drafts[1] + 8
 
 
 def test_a_users_page_is_a_prior_already(tools: dict) -> None:

@@ -28,8 +28,9 @@ from transformers import (
 from writers import LAYERS, bart
 
 from textdiff.cli import main
+from textdiff.filling import spelt
 from textdiff.gaps import Gap, parse
-from textdiff.scoring import filled_state, measure, rank, score, scorer, spelt
+from textdiff.scoring import filled_state, measure, rank, score, scorer
 from textdiff.spelling import lead_of, read_gap
 from textdiff.stock import stock_route
 from textdiff.tokens import Tokens

@@ -23,7 +23,7 @@ from torch import Tensor
 from textdiff.caching import Cache
 from textdiff.characters import ending_solid, whole_characters
 from textdiff.constraints import Automaton
-from textdiff.joining import both
+from textdiff.joining import both, trie
 from textdiff.patterns import compile_pattern
 from textdiff.spelling import SOFT, Bytes, breaks_characters, folding, openings, pieces, starts
 from textdiff.wordcount import containing_word, counted
@@ -164,23 +164,13 @@ def _trie(name: str, texts: Sequence[str]) -> Automaton:
     size = sum(len(text.encode()) for text in texts)
     if size > MAX_STRINGS:
         raise ValueError(f"{name} have {size} bytes in all, more than {MAX_STRINGS}; give fewer, or shorter ones")
-    rows, ends = [[-1] * 256], [False]
-    for text in texts:
-        state = 0
-        for byte in text.encode():
-            if rows[state][byte] < 0:
-                rows[state][byte] = len(rows)
-                rows.append([-1] * 256)
-                ends.append(False)
-            state = rows[state][byte]
-        ends[state] = True
-    return Automaton(torch.tensor(rows), torch.tensor(ends))
+    return trie([text.encode() for text in texts], 256)
 
 
 def _without(texts: Sequence[str]) -> Automaton:
     """All byte strings in which none of the texts occurs: the trie with its failure links, its matches removed."""
-    trie = _trie("banned strings", texts)
-    rows, bad = trie.step.tolist(), trie.accept.tolist()
+    found = _trie("banned strings", texts)
+    rows, bad = found.step.tolist(), found.accept.tolist()
     queue, fail = [0], [0] * len(rows)
     for state in queue:  # breadth first, so that the states failed to are complete
         for byte, to in enumerate(rows[state]):

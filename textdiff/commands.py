@@ -86,7 +86,8 @@ class Refine:
     """Drafts. None: a line each from stdin."""
     t: float = 0.3
     """The noise level to start from, in (0, 1]: about the share of the text that may change. A model of deletion
-    may put more in than there was, up to --max-gap tokens in each place."""
+    may put more in than there was, up to --max-gap tokens in each place; a text can become two to four times as
+    long, and --max-gap tokens more."""
     keep: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A phrase that stays as it is; may be given several times."""
     json: bool = False

@@ -11,6 +11,7 @@ A model that writes word by word gets the tokens after which an accepted end is 
 A constraint belongs to the elements whose `Tokens.slot` is its number, counted from 1: `Decode.constraints[slot - 1]`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,6 +83,15 @@ class Automaton:
         kind = torch.arange(self.size, device=self.step.device) if self.kind is None else self.kind
         after = self.step[0, kind]
         return (after < 0) | ~self.accept[after.clamp_min(0)]
+
+    def accepts(self, tokens: Sequence[int]) -> bool:
+        """Whether a string of tokens is accepted."""
+        state = 0
+        for token in tokens:
+            if state < 0 or not 0 <= token < self.size:
+                return False
+            state = int(self.step[state, token if self.kind is None else self.kind[token]])
+        return state >= 0 and bool(self.accept[state])
 
     def reads(self, tokens: list[int | None]) -> bool:
         """Whether a string of tokens, None for any one, can be accepted."""

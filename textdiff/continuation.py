@@ -40,7 +40,7 @@ class Written:
     @property
     def score(self) -> float:
         """log q of the words, given how many there are."""
-        return sum(self.scores)
+        return float(sum(self.scores))
 
     @property
     def per_token(self) -> float:

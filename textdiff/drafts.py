@@ -95,7 +95,7 @@ def refine(
     """Rewrite every text `samples` times from noise level t in (0, 1], samples numbered from `first` on.
 
     keep: for each text the spans (start, end) of characters that stay as they are. A result's `gaps` are the stretches
-    between them, as they are now. ValueError for a t or spans that cannot be, and for texts longer than the model reads.
+    between them, as they are now. A text becomes at most some twice as long, and `decode.max_gap` tokens more. ValueError for a t or spans that cannot be, and for texts longer than the model reads.
     """
     check_number("t", t, above=0, most=1)
     parts = [split(text, spans) for text, spans in zip(texts, keep or [()] * len(texts), strict=True)]
@@ -113,13 +113,31 @@ def refine(
     check_size(x if isinstance(x, Tokens) else x0, denoiser)
     text = text_automaton(tokenizer, specials.size, specials.not_text)
     decode = replace(decode or Decode(), longest=denoiser.longest, text=text)
-    turns = clocks(x if isinstance(x, Tokens) else x0, specials, steps, rule, denoiser.joint)
+    most = torch.tensor([_grown(len(draft), decode) for draft in drafts])[rows]
     denoiser = denoiser.session()
+    done: list[tuple[torch.Tensor, Tokens]] = []
     with counting(denoiser.model) as calls:
-        run = sample(denoiser, process, x, steps=turns, stop=stop, rule=rule, decode=decode, key=key, start=t)
-        x0 = in_order(list(finished(run)), specials.pad)
+        for longest in most.unique().tolist():
+            mine = (most == longest).nonzero()[:, 0]
+            turns = clocks((x if isinstance(x, Tokens) else x0)[mine], specials, steps, rule, denoiser.joint)
+            own = replace(decode, longest=longest)
+            run = sample(
+                denoiser, process, x[mine], steps=turns, stop=stop, rule=rule, decode=own, key=key[mine], start=t
+            )
+            done += [(mine[numbers.cpu()], ended) for numbers, ended in finished(run)]
+        x0 = in_order(done, specials.pad)
     results = read_results(pages, x0, rows, tokenizer)
     return [[replace(r, merit=r.per_token, calls=calls[0]) for r in found] for found in results]
+
+
+def _grown(size: int, decode: Decode) -> int:
+    """The longest text that a draft of so many tokens may become, in tokens: some twice as long, and a gap more.
+
+    Twice the next power of two: few lengths, so that drafts run together, and none decides on another's. Without a limit a
+    model that writes too much in every place does so in each step again, up to all that it reads.
+    """
+    most = 2 * (1 << (size - 1).bit_length()) + decode.max_gap
+    return most if decode.longest is None else min(most, decode.longest)
 
 
 def _row(

@@ -7,6 +7,7 @@ which nothing is asked is one marker; a gap of exactly n tokens is n masks; any 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -134,6 +135,7 @@ def prepare(
             constraint = constraint_of(
                 part, tokenizer, specials, _lead(parts, number, tokenizer),
                 banned=banned, must=must, spaced=spaced, longest=longest,
+                spell=partial(spelt, parts=parts, number=number, tokenizer=tokenizer, specials=specials),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{place(parts, number)}: {error}") from error
@@ -158,6 +160,37 @@ def _lead(parts: Sequence[str | Gap], number: int, tokenizer: "PreTrainedTokeniz
     """Whether the first token of a gap brings a space that is not the gap's own: the one before it, or one by custom."""
     before = parts[number - 1] if number else ""
     return lead_of(tokenizer, before) if isinstance(before, str) else ""
+
+
+def spelt(
+    content: str, parts: Parts, number: int, tokenizer: "PreTrainedTokenizerBase", specials: Specials
+) -> list[int]:
+    """The tokens of a gap's content, as the tokenizer spells it there; `filling` reads the content back from them.
+
+    Where a tokenizer puts a space before every text, or spells what runs on in another way, the text before is put before.
+    """
+    before = parts[number - 1] if number else ""
+    before = before if isinstance(before, str) else ""
+    own = before.endswith(" ") and tokens_of(parts, number - 1, tokenizer) != encode(tokenizer, before)
+    first = encode(tokenizer, " " + content if own else content)
+    lead = lead_of(tokenizer, before)
+    starts = iter((before[-32:].removesuffix(" "), "x", "a"))
+    runs = (encode(tokenizer, start + lead + content) for start in starts)
+    ends = (run[begin:] for run in runs for begin in range(len(run)))
+    for ids in (first, encode(tokenizer, content), *ends):
+        if read_gap(tokenizer, ids, lead).casefold() == content.casefold():
+            return readable(ids, content, tokenizer, specials)
+    return readable(first, content, tokenizer, specials)
+
+
+def readable(ids: list[int], text: str, tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> list[int]:
+    """The ids themselves. ValueError where one is no text, as [UNK] is, or is beyond the model's rows."""
+    check_rows(ids, tokenizer, specials)
+    strange = sorted({*ids} & {*specials.not_text})
+    if strange:
+        name = tokenizer.convert_ids_to_tokens(strange[0])
+        raise ValueError(f"the tokenizer reads {name} in {text[:60]!r}, which is no text to the model; leave it out")
+    return ids
 
 
 def start_state(texts: Sequence[Parts], tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> Tokens:

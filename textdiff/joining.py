@@ -1,4 +1,4 @@
-"""Automata made of others: what contains a given string, and what several of them accept.
+"""Automata made of others, or of strings: what is one of them, what contains one, what several automata accept.
 
     step(s, a) = the longest beginning of the string that ends s a        (Knuth, Morris and Pratt 1977)
     step((s, r), a) = (step(s, a), step(r, a))
@@ -48,6 +48,31 @@ def forced(strings: Sequence[Sequence[int]], size: int, forbidden: Iterable[int]
     machine = reduce(both, [containing([letter[i] for i in string], len(ids) + 1) for string in strings])
     dead = machine.step.new_full((len(machine.step), 1), -1)
     return Automaton(torch.cat([machine.step, dead], 1), machine.accept, kind)
+
+
+def trie(strings: Sequence[Sequence[int]], columns: int) -> Automaton:
+    """The strings themselves, in an alphabet of so many letters."""
+    rows, ends = [[-1] * columns], [False]
+    for string in strings:
+        state = 0
+        for letter in string:
+            if rows[state][letter] < 0:
+                rows[state][letter] = len(rows)
+                rows.append([-1] * columns)
+                ends.append(False)
+            state = rows[state][letter]
+        ends[state] = True
+    return Automaton(torch.tensor(rows), torch.tensor(ends))
+
+
+def alternatives(strings: Sequence[Sequence[int]], size: int) -> Automaton:
+    """The strings of ids 0..size-1 themselves."""
+    ids = sorted({number for string in strings for number in string})
+    letter = {number: place for place, number in enumerate(ids, 1)}  # 0: any other
+    machine = trie([[letter[number] for number in string] for string in strings], len(ids) + 1)
+    kind = torch.zeros(size, dtype=torch.int64)
+    kind[ids] = torch.arange(1, len(ids) + 1)
+    return Automaton(machine.step, machine.accept, kind)
 
 
 def conjoined(one: Automaton, two: Automaton) -> Automaton:

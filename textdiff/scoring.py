@@ -25,15 +25,15 @@ from textdiff.asked import constraint_of
 from textdiff.checkpoint import Checkpoint
 from textdiff.denoiser.base import Denoiser
 from textdiff.drawing import check_numbers
-from textdiff.filling import tokens_of
+from textdiff.filling import readable, spelt, tokens_of
 from textdiff.gaps import TOUCHING, Gap, Parts, check, parse, place, tidy
 from textdiff.keys import Key
 from textdiff.process import Deletion
 from textdiff.process.base import Process
-from textdiff.spelling import lead_of, read_gap
+from textdiff.spelling import lead_of
 from textdiff.stock import Route, checkpoint_route
 from textdiff.terminal import to_json
-from textdiff.tokenizer import check_rows, encode
+from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
 from textdiff.validation import check_integer, check_items, check_several, check_text, shown
@@ -102,7 +102,7 @@ def score(
         raise ValueError(f"window {window} is not between 1 and what the model scores at once, {longest} tokens")
     rows, owner, counts = [], [], []
     for number, text in enumerate(texts):
-        ids = _readable(encode(tokenizer, text), text, tokenizer, specials)
+        ids = readable(encode(tokenizer, text), text, tokenizer, specials)
         if window is None and longest is not None and len(ids) > longest:
             raise ValueError(
                 f"the text has {len(ids)} tokens, the model scores {longest}; shorten it, or set window {longest}"
@@ -251,36 +251,6 @@ def filled_state(
         _check_asked(ids, content, parts, number, tokenizer, specials)
         pieces_.append(_Piece(ids, False, known, known))
     return _state(pieces_, specials)
-
-
-def spelt(
-    content: str, parts: Parts, number: int, tokenizer: "PreTrainedTokenizerBase", specials: Specials
-) -> list[int]:
-    """The tokens of a gap's content, as the tokenizer spells it there; `filling` reads the content back from them.
-
-    Where a tokenizer puts a space before every text, or spells what runs on in another way, the text before is put before.
-    """
-    before = parts[number - 1] if number else ""
-    before = before if isinstance(before, str) else ""
-    own = before.endswith(" ") and tokens_of(parts, number - 1, tokenizer) != encode(tokenizer, before)
-    first = encode(tokenizer, " " + content if own else content)
-    lead = lead_of(tokenizer, before)
-    runs = [encode(tokenizer, start + lead + content) for start in (before[-32:].removesuffix(" "), "x", "a")]
-    ends = (run[begin:] for run in runs for begin in range(len(run)))
-    for ids in (first, encode(tokenizer, content), *ends):
-        if read_gap(tokenizer, ids, lead).casefold() == content.casefold():
-            return _readable(ids, content, tokenizer, specials)
-    return _readable(first, content, tokenizer, specials)
-
-
-def _readable(ids: list[int], text: str, tokenizer: "PreTrainedTokenizerBase", specials: Specials) -> list[int]:
-    """The ids themselves. ValueError where one is no text, as [UNK] is, or is beyond the model's rows."""
-    check_rows(ids, tokenizer, specials)
-    strange = sorted({*ids} & {*specials.not_text})
-    if strange:
-        name = tokenizer.convert_ids_to_tokens(strange[0])
-        raise ValueError(f"the tokenizer reads {name} in {text[:60]!r}, which is no text to the model; leave it out")
-    return ids
 
 
 def measure(

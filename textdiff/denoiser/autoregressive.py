@@ -180,7 +180,7 @@ class _AutoregressivePosterior(LengthFirst):
                 said = going.advance(fed, (column - 1).clamp_min(0))
             logits = possible(said, torch.zeros_like(live), self.specials)
             scores = one_by_one(now, ids[rows], mask[rows], column, live, logits, decode, self.specials.pad)
-            word, score = draw_tokens(scores, u[rows, column], decode)
+            word, score = draw_tokens(scores, u[rows, column], Decode(temperature=decode.temperature))
             score = score if scores is logits else own(logits, word).float()
             ids[rows[live], column[live]], sure[rows[live], column[live]] = word[live], score[live]
         return ids[mask], sure[mask]

@@ -5,6 +5,7 @@ automaton accepts them (`draw_run`); written one by one, each is drawn among tho
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -63,8 +64,9 @@ def another(u: Tensor) -> Tensor:
 def broken(x: Tokens, ids: Tensor, open_: Tensor, decode: Decode, mask: int) -> tuple[Tokens, Tensor, Decode] | None:
     """The gaps of x, filled with `ids` (B, L) but where they are `open_`, that are no text, each under a slot of its own.
 
-    Returns x, the places (B, L) of theirs that were open, and how they are drawn: under `decode.text`. None for none. Gaps
-    under another automaton are not looked at.
+    Returns x, the places (B, L) of theirs that were open, and how they are drawn: under `decode.text`, and for them what
+    top_k, top_p and min_p leave out is left out first, as it was when they were drawn before: so both draws together have
+    one law, what is left given that it is text. None for none. Gaps under another automaton are not looked at.
     """
     text = decode.text
     if text is None:
@@ -93,7 +95,7 @@ def broken(x: Tokens, ids: Tensor, open_: Tensor, decode: Decode, mask: int) -> 
     here = (slot > len(decode.constraints)) & (x.ids == mask)
     if not bool(here.any()):
         return None
-    return x.with_(slot=slot), here, replace(decode, constraints=tuple(constraints), text=None)
+    return x.with_(slot=slot), here, replace(decode, constraints=tuple(constraints))
 
 
 def _at_once(
@@ -167,10 +169,16 @@ def _own(logits: Tensor, words: Tensor) -> Tensor:
 
 
 def _draw(constraint: Constraint, log_prob: Tensor, given: Tensor, u: Tensor, decode: Decode) -> Tensor:
-    """(n,) the words of a gap; what top_k and top_p leave may spell nothing that is accepted, then all words count."""
+    """(n,) the words of a gap; what top_k and top_p leave may spell nothing that is accepted, then all words count.
+
+    They leave the best of what may begin the gap; where it is drawn again (`broken`), the best of all where that will do.
+    """
     if decode.temperature == 0:
         return draw_run(constraint, log_prob, given, u, greedy=True)
     scores = log_prob / decode.temperature
+    if decode.truncates and constraint.automaton is decode.text:
+        with suppress(Unsatisfiable):
+            return draw_run(constraint, truncate(scores, decode), given, u)
     begins = constraint.fitting(constraint.begin().to(given.device), given, scores.shape[-1])
     scores = torch.cat([scores[:1].masked_fill(~begins, -torch.inf), scores[1:]])
     try:
@@ -182,22 +190,22 @@ def _draw(constraint: Constraint, log_prob: Tensor, given: Tensor, u: Tensor, de
 def one_by_one(
     x: Tokens, ids: Tensor, mask: Tensor, column: Tensor, live: Tensor, logits: Tensor, decode: Decode, pad: int
 ) -> Tensor:
-    """Logits (B, V) of the words for column (B,) of each row that is `live` (B,), without those that lead nowhere.
+    """Logits (B, V) of the words that may be drawn for column (B,) of each row that is `live` (B,), -inf elsewhere.
 
-    `ids` (B, L) is the text as far as it is written, `mask` (B, L) its places that were open. Unsatisfiable where nothing
-    that the model can say is left.
+    Left out are those that lead nowhere, and of the others what top_k, top_p and min_p say; where a gap is drawn again
+    (`broken`), the latter first, as far as words are left. `ids` (B, L) is the text as far as it is written, `mask` (B, L)
+    its places that were open. Unsatisfiable where nothing that the model can say is left.
     """
     rows = torch.arange(len(x), device=ids.device)
     if decode.processors:
         logits = processed(logits, words_before(ids, rows, column, pad), decode)
-    if not decode.spells:
-        return logits
-    bound = _bound(x, decode)
-    if not bool((live & bound[rows, column]).any()):
-        return logits
-    logits = logits.clone()
+    bound = live & _bound(x, decode)[rows, column] if decode.spells else torch.zeros_like(live)
+    if not bool(bound.any()):
+        return _kept(logits, decode)
+    fits = torch.ones_like(logits, dtype=torch.bool)
+    first = torch.zeros_like(live)  # the rows whose words are left out by top_k before they are by what leads nowhere
     found: dict[tuple[Constraint, int, tuple[int, ...]], Tensor] = {}  # mostly, many rows ask the same
-    for row in (live & bound[rows, column]).nonzero()[:, 0].tolist():
+    for row in bound.nonzero()[:, 0].tolist():
         place = int(column[row])
         constraint = decode.constraints[int(x.slot[row, place]) - 1]
         columns = ((x.slot[row] == x.slot[row, place]) & x.valid[row]).nonzero()[:, 0]
@@ -209,11 +217,24 @@ def one_by_one(
         given = torch.where(mask[row, rest], -1, ids[row, rest])
         asked = constraint, int(state), tuple(given.tolist())
         if asked not in found:
-            found[asked] = ~constraint.fitting(state, given, logits.shape[-1])
-        logits[row].masked_fill_(found[asked], -torch.inf)
-        if bool((logits[row] == -torch.inf).all()):
-            raise Unsatisfiable("no word that the model can say here fits what is asked of the gap; ask for less")
-    return logits
+            found[asked] = constraint.fitting(state, given, logits.shape[-1])
+        fits[row] = found[asked]
+        first[row] = constraint.automaton is decode.text
+    able = logits.masked_fill(~fits, -torch.inf)
+    if bool((able == -torch.inf).all(-1).any()):
+        raise Unsatisfiable("no word that the model can say here fits what is asked of the gap; ask for less")
+    kept = _kept(able, decode)
+    if decode.truncates and bool(first.any()):
+        before = _kept(logits, decode).masked_fill(~fits, -torch.inf)
+        kept = torch.where((first & ~before.isneginf().all(-1))[:, None], before, kept)
+    return kept
+
+
+def _kept(logits: Tensor, decode: Decode) -> Tensor:
+    """Logits (B, V) without what top_k, top_p and min_p leave out at this temperature."""
+    if not decode.truncates or decode.temperature == 0:
+        return logits
+    return logits.masked_fill(truncate(logits / decode.temperature, decode).isneginf(), -torch.inf)
 
 
 def _bound(x: Tokens, decode: Decode) -> Tensor:
