@@ -81,14 +81,14 @@ def test_a_draft_becomes_no_more_than_some_twice_as_long(tools: dict, monkeypatc
     """
     tools = tools | {"process": Deletion(tools["specials"])}
     decode = Decode(max_gap=8)
-    found = refine([TEXT, "We go"], 0.9, steps=6, samples=8, decode=decode, **tools)
+    found = refine([TEXT, "We go"], 0.9, steps=16, samples=8, decode=decode, **tools)
     sizes = [max(len(tools["tokenizer"].encode(one.text)) for one in texts) for texts in found]
     drafts = [len(tools["tokenizer"].encode(text)) for text in (TEXT, "We go")]
     assert all(size <= 4 * draft + 8 for size, draft in zip(sizes, drafts, strict=True))
-    alone = refine(["We go"], 0.9, steps=6, samples=8, decode=decode, **tools)[0]
+    alone = refine(["We go"], 0.9, steps=16, samples=8, decode=decode, **tools)[0]
     assert [one.text for one in found[1]] == [one.text for one in alone]
     monkeypatch.setattr("textdiff.drafts._grown", lambda *_: 512)
-    control = refine(["We go"], 0.9, steps=6, samples=8, decode=decode, **tools)[0]
+    control = refine(["We go"], 0.9, steps=16, samples=8, decode=decode, **tools)[0]
     assert max(len(tools["tokenizer"].encode(one.text)) for one in control) > 4 * drafts[1] + 8
 
 

@@ -45,7 +45,9 @@ def valid(spelt: Any, ids: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize("left_out", [{}, {"top_k": 3}, {"top_p": 0.75}])
 def test_words_at_once_have_the_law_of_those_that_are_text(left_out: dict[str, Any]) -> None:
-    """Words that are improbable are left out first, then what is no text. 3,000 draws of three words, each a, b, or one of the two bytes of é, by chi-square against the enumerated law, at a
+    """Words that are improbable are left out first, then what is no text.
+
+    3,000 draws of three words, each a, b, or one of the two bytes of é, by chi-square against the enumerated law, at a
     false-alarm rate of 1e-4; without the second draw a quarter of them is no text.
     """
     checkpoint = tiny_checkpoint("parallel")

@@ -134,7 +134,8 @@ def _per_line(command: "Infill | Refine", texts: Sequence[str]) -> int:
 def refine(args: list[str], prog: str) -> int:
     """textdiff refine."""
     command: Refine = _asked("refine", args, prog)
-    drafts = list(_given(command.texts, "refine"))
+    unread = "" if os.path.exists(command.model) else f"; the first word, {command.model!r}, is the model"
+    drafts = list(_given(command.texts, "refine", unread))
     pipeline = _pipeline(command.model, command.sampling.tune, "; the first word is the model")
     alone = len(command.texts) == 1
     options = command.sampling.options() | ({} if alone else {"on_error": command.on_error})
@@ -154,6 +155,8 @@ def generate(args: list[str], prog: str) -> int:
 
 def _generate_texts(command: "Generate") -> None:
     for name, value in {"label": command.label, "out": command.out}.items():
+        if value is not None and command.model and not os.path.exists(command.model):
+            raise ValueError(f"{command.model}: no such folder; --{name} is for the folder of a model of images")
         if value is not None:
             raise ValueError(f"--{name} {value}: {command.model or 'the model'} is a model of texts; leave it out")
     if command.json and command.watch:

@@ -95,7 +95,8 @@ def refine(
     """Rewrite every text `samples` times from noise level t in (0, 1], samples numbered from `first` on.
 
     keep: for each text the spans (start, end) of characters that stay as they are. A result's `gaps` are the stretches
-    between them, as they are now. A text becomes at most some twice as long, and `decode.max_gap` tokens more. ValueError for a t or spans that cannot be, and for texts longer than the model reads.
+    between them, as they are now. A text becomes at most some twice as long, and `decode.max_gap` tokens more. ValueError
+    for a t or spans that cannot be, and for texts longer than the model reads.
     """
     check_number("t", t, above=0, most=1)
     parts = [split(text, spans) for text, spans in zip(texts, keep or [()] * len(texts), strict=True)]

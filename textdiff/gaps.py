@@ -59,11 +59,8 @@ class Gap:
             raise ValueError("the gap's choices are an empty list, so nothing fits; give some, or leave them out")
         object.__setattr__(self, "choices", check_strings("the gap's choices", self.choices))
         object.__setattr__(self, "must", check_strings("what the gap must hold", self.must))
-        forced = [f if isinstance(f, int) else check_items("forced", f, example="[17, (4, 5)]") for f in
-                  check_items("forced", self.forced, example="[17, (4, 5)]")]  # fmt: skip
-        object.__setattr__(self, "forced", tuple(forced))
-        for number in (n for f in forced for n in ([f] if isinstance(f, int) else f)):
-            check_integer("an id of forced", number, least=0)
+        forced = check_items("forced", self.forced, example="[17, (4, 5)]")
+        object.__setattr__(self, "forced", tuple(map(_ids, forced)))
         for name in ("name", "pattern"):
             if getattr(self, name) is not None:
                 check_encodes(f"the gap's {name}", check_text(f"the gap's {name}", getattr(self, name)))
@@ -103,6 +100,13 @@ class Gap:
         """Whether nothing is asked of it: any text of any length."""
         strings = self.choices or self.pattern is not None or self.must or self.forced
         return self.min is None and self.max is None and not strings
+
+
+def _ids(item: object) -> int | tuple[int, ...]:
+    """An id that must occur, or several in a row."""
+    if isinstance(item, list | tuple):
+        return tuple(check_integer("an id of forced", number, least=0) for number in item)
+    return check_integer("an id of forced", item, least=0)
 
 
 Parts = Sequence[str | Gap]
