@@ -52,7 +52,7 @@ HEADS: dict[str, tuple[str, str, str]] = {
     ),
     "t5": ("<pad> </s> <unk>", "$A </s>", "pad=<pad> eos=</s> unk=<unk>"),
     "llama": ("<unk> <s> </s>", "<s> $A", "bos=<s> eos=</s> unk=<unk>"),
-    "gpt2": ("<|endoftext|>", "$A", "bos=<|endoftext|> eos=<|endoftext|>"),
+    "gpt2": ("<|endoftext|>", "$A", "bos=<|endoftext|> eos=<|endoftext|> unk=<|endoftext|>"),
 }
 
 

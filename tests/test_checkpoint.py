@@ -117,7 +117,7 @@ def edit(folder: Path, **changes: object) -> None:
         ({"schedule": "steep"}, "unknown schedule 'steep'; there are linear, cosine"),
         ({"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, partial:RHO"),
         ({"rule": "partial:2"}, "rule 'partial:2': rho 2.0 is not a share in .* write partial:RHO"),
-        ({"num_steps": 0}, "num_steps 0 is not positive; 1 fills everything at once"),
+        ({"num_steps": 0}, "num_steps must be a whole number from 1, .*; got 0"),
         ({"temperature": -1.0}, "temperature must be a number of at least 0; got -1.0"),
         ({"top_p": 0.0}, "top_p must be a number above 0, at most 1; got 0.0"),
         ({"max_gap": 0}, "max_gap must be a whole number of at least 1; got 0"),

@@ -75,8 +75,11 @@ AUTOREGRESSIVE = ("--diffusion.denoiser", "autoregressive")
         ((*INFILL, "[GAP:x]"), ["'[GAP:x]' at character 0: 'x' says nothing of a gap", "[GAP:3]"]),
         ((*INFILL, "[GAP:0]"), ["a gap of 0-0 tokens cannot be filled", "give at least 1"]),
         ((*INFILL, "x y " * 100 + "[GAP]"), ["the model reads 64", "shorten the text"]),
-        ((*INFILL, "a [GAP]", "--num-steps", "0"), ["num_steps 0 is not positive", "1 fills everything"]),
-        ((*INFILL, "a [GAP]", "--num-steps", "-3"), ["steps -3 is not positive"]),
+        (
+            (*INFILL, "a [GAP]", "--num-steps", "0"),
+            ["num_steps must be a whole number from 1,", "got 0"],
+        ),
+        ((*INFILL, "a [GAP]", "--num-steps", "-3"), ["num_steps must be", "got -3"]),
         ((*INFILL, "a [GAP]", "--num-steps", "many"), ["many"]),
         ((*INFILL, "a [GAP]", "--rule", "best"), ["unknown rule 'best'", "fresh, posterior, partial:RHO"]),
         (
@@ -271,7 +274,7 @@ def test_each_option_that_is_offered_is_taken(command: str, option: str, run: ob
         ("trainer: {steps: 2.5}", ["trainer.steps", "2.5"]),
         ("trainer: {colour: red}", ["file.yaml, line 1", "unknown option trainer.colour"]),
         ("data: {streaming: perhaps}", ["perhaps"]),
-        ("diffusion: {num_steps: 0}", ["num_steps 0 is not positive"]),
+        ("diffusion: {num_steps: 0}", ["num_steps must be a whole number", "got 0"]),
         ("- 1\n- 2", ["file.yaml must hold sections"]),
         ("trainer: {lr: [", ["file.yaml, line 1 is not YAML"]),
         ("", ["file.yaml must hold sections"]),

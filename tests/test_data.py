@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from stock import unigram_tokenizer, wordpiece_tokenizer
+from stock import byte_tokenizer, unigram_tokenizer, wordpiece_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.checkpoint import DiffusionConfig
@@ -700,3 +700,14 @@ def test_what_a_tokenizer_cannot_spell_is_told_and_not_learned(make: Any, stream
             ValueError, match="2 of 2 windows of mine hold text that the tokenizer cannot spell .*; use a tok"
         ):
             windows(["\u0416 and on.", "On \u0416."], tokenizer, context=32, shortest=4, where="mine")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_text_begins_with_what_may_be_the_unknown_token(streaming: bool) -> None:
+    """GPT-2's <|endoftext|> is BOS, EOS and the unknown token: no text has it, every window begins with it."""
+    tokenizer = prepare_tokenizer(byte_tokenizer("gpt2"), 4)
+    assert tokenizer.unk_token_id == specials(tokenizer).bos
+    rows = datasets.Dataset.from_dict({"text": ["We go on and on.", "On we go Ж."]})
+    given = rows.to_iterable_dataset() if streaming else rows
+    found = [row["ids"] for row in windows(given, tokenizer, context=32, shortest=4)]
+    assert [tokenizer.decode(ids[1:]) for ids in found] == rows["text"][:]

@@ -103,9 +103,9 @@ def test_guidance_in_the_pipeline(fill) -> None:
         ({"max_time": 0}, "max_time must be a number above 0; got 0"),
         (
             {"num_steps": "many"},
-            "num_steps many is not positive, or no whole number; 1 fills everything at once, auto and inf are known",
+            "num_steps must be a whole number from 1, .* auto, or inf; got many",
         ),
-        ({"num_steps": 2.5}, "num_steps 2.5 is not positive, or no whole number"),
+        ({"num_steps": 2.5}, "num_steps must be a whole number from 1, .*; got 2.5"),
     ],
 )
 def test_bad_options(fill, options: dict, message: str) -> None:

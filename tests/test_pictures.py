@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from textdiff.checkpoint import kind_of, rule_of
 from textdiff.cli import main
@@ -232,6 +234,30 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+FINGERPRINTS = """
+import diffusers, tiny, transformers
+from textdiff.resuming import fingerprint_of_model, fingerprint_of_tokenizer
+made = tiny.tiny_checkpoint("parallel")
+print(fingerprint_of_tokenizer(made.tokenizer), fingerprint_of_model(made.model))
+small = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)
+print(fingerprint_of_model(transformers.GPT2LMHeadModel(small)))
+print(fingerprint_of_model(diffusers.UNet2DModel(8, block_out_channels=(8, 8, 8, 8), norm_num_groups=4)))
+print(fingerprint_of_model(diffusers.DiTTransformer2DModel(1, 8, 4, num_layers=1, sample_size=8, patch_size=2)))
+"""
+
+
+def test_a_run_is_known_again_in_another_process() -> None:
+    """What a state records of models and tokenizers is the same in every process: `hash` differs, and so do sets."""
+    found = set()
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT / "tests")}
+        run_ = subprocess.run(
+            [sys.executable, "-c", FINGERPRINTS], env=environment, capture_output=True, text=True, check=True
+        )
+        found.add(run_.stdout)
+    assert len(found) == 1 and len(found.pop().splitlines()) == 4
+
+
 def test_accumulation_changes_nothing(tmp_path: Path) -> None:
     """One or two micro-batches: the same loss and norm of the gradient, up to the rounding of float32 (1e-5)."""
     lines = []
@@ -304,6 +330,16 @@ def test_generate_writes_over_its_own_pictures_alone(run: Any, world: Path) -> N
         assert file.read_bytes() == before and [entry.name for entry in (world / "mine").iterdir()] == [name]
         file.unlink()
     assert run(*words)[0] == 0 and run(*words)[0] == 0
+    grid = world / "mine" / "grid.png"
+    with Image.open(grid) as picture_:  # drawn over by the user, with a program that keeps what is said in it
+        said_in, changed = PngInfo(), picture_.copy()
+        for name, value in picture_.info.items():
+            said_in.add_text(name, value)
+    changed.putpixel((0, 0), (1, 2, 3))
+    changed.save(grid, pnginfo=said_in)
+    before = grid.read_bytes()
+    code, said = run(*words)
+    assert code == 2 and "mine/grid.png was not written by textdiff" in said and grid.read_bytes() == before
     for out, named in {
         "hot/model.txt": "",
         "idx/train-labels-idx1-ubyte.gz": "is not a folder",
@@ -454,7 +490,7 @@ IMAGE = ("train", "--kind", "image", "--out", "new")
         (("generate", "hot", "--label", "x"), ["no class 'x'", "0, 1, 2"]),
         (("generate", "hot", "--prompt", "My"), ["--prompt", "model of images"]),
         (("generate", "hot", "--temperature", "0"), ["temperature 0.0 is for texts"]),
-        (("generate", "hot", "--num-steps", "0"), ["num_steps 0 is not positive"]),
+        (("generate", "hot", "--num-steps", "0"), ["num_steps must be a whole number from 1", "got 0"]),
         (
             ("generate", "hot", "--num-return-sequences", "0"),
             ["num_return_sequences must be a whole number from 1 to", "got 0"],

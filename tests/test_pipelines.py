@@ -122,7 +122,11 @@ def test_options_at_construction(folders: dict, fills: dict) -> None:
     ("text", "options", "message"),
     [
         (TEXT, {"colour": 1}, "unknown option colour; there are banned, candidates, guidance"),
-        (TEXT, {"num_steps": 0}, "num_steps 0 is not positive, or no whole number; 1 fills everything at once"),
+        (
+            TEXT,
+            {"num_steps": 0},
+            "num_steps must be a whole number from 1, .* to 1,000,000, or auto, or inf; got 0",
+        ),
         (TEXT, {"num_return_sequences": 0}, "num_return_sequences must be a whole number from 1 to 10000; got 0"),
         (TEXT, {"rule": "best"}, "unknown rule 'best'; there are fresh, posterior, partial:RHO"),
         (TEXT, {"temperature": -1}, "temperature must be a number of at least 0; got -1"),

@@ -326,6 +326,8 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: p
     )
     nats = [float(row.split()[1]) for row in rows[2:]]
     assert nats == sorted(nats)
+    code, _, said = run(str(folder / "autoregressive"), "We go", "--draws", "4")
+    assert code == 2 and "draws has no effect: the scores of this model are exact" in said
     code, out, _ = run(model, "--within", "We [GAP].", "go", "it", "--json")
     assert code == 0 and {json.loads(line)["text"] for line in out.splitlines()} == {"go", "it"}
     monkeypatch.setattr("sys.stdin", io.StringIO("We go\nWe go on\n"))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from textdiff.clocks import steps_of
 from textdiff.denoiser import Autoregressive, Denoiser
 from textdiff.denoiser.reach import need_blocks
 from textdiff.leak import need_bidirectional, need_causal
@@ -133,8 +134,7 @@ class DiffusionConfig:
         chosen(self.backbone, {"masked": 0, "causal": 0}, "backbone")
         check(self, self.denoiser, rule_of(self.rule))
         self.decode()
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps {self.num_steps} is not positive; 1 fills everything at once")
+        steps_of(self.num_steps)
 
     @property
     def keeps_lengths(self) -> bool:

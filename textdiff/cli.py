@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SPEECHES = "data/sotu"  # what models of texts are measured on
 BATCH = 32  # lines of standard input that are filled together
 SCORED = 256  # lines that are scored together, less where they are looked at often
-LOOKS = 1 << 20
+LOOKS, DRAWS = 1 << 20, 16
 MOST_DRAWS = 100_000
 Ask: TypeAlias = Callable[[list[str]], list[tuple[str, Any]]]  # texts -> texts and their scores
 
@@ -207,12 +207,14 @@ def score(args: list[str], prog: str) -> int:
     elif model is None and len(texts) > 1 and _looks_like_a_model(texts[0]):
         print(f"{prog}: {texts[0]!r} is scored as a text; for a model of this name use --model", file=sys.stderr)
     given = _given(texts, "score")
-    if command.draws > MOST_DRAWS:
+    if command.draws is not None and command.draws > MOST_DRAWS:
         raise ValueError(
             f"draws {command.draws} is more than {MOST_DRAWS:,}; the error falls with their root, give fewer"
         )
     ask = _scorer(command, model)
-    return _show_scores(ask(list(given)) if len(texts) == 1 else _scored(given, ask, command.draws), command, prog)
+    return _show_scores(
+        ask(list(given)) if len(texts) == 1 else _scored(given, ask, command.draws or DRAWS), command, prog
+    )
 
 
 def _scorer(command: "Score", model: str | None) -> Ask:
@@ -228,7 +230,9 @@ def _scorer(command: "Score", model: str | None) -> Ask:
         check(parse_gaps(within))  # before the model is loaded
         if command.window is not None:
             raise ValueError("--window cuts texts, and --within scores the fillings of one; leave one of them out")
-    tools: dict[str, Any] = _pipeline(model).opened.scorer | {"draws": command.draws, "seed": command.seed}
+    opened, given = _pipeline(model).opened, {} if command.draws is None else {"draws": command.draws}
+    opened.check_draws(given)
+    tools: dict[str, Any] = opened.scorer | given | {"seed": command.seed}
 
     def ask(texts: list[str]) -> list[tuple[str, Any]]:
         if within is None:

@@ -15,9 +15,8 @@ from textdiff.rules import Rule, until_closed
 from textdiff.tokens import Specials, Tokens
 
 TOKENS = 2048  # at most so many are filled together on a CPU
+MOST = 10**6  # steps that can be counted; "inf" is more
 TURNS = 64  # at most so many, where every token has one of its own
-
-
 UNKNOWN = 16  # tokens that a gap counts for where its length is not known
 SHARED = 0.5  # others that a word is drawn together with, on average, where steps are chosen here
 Steps = float | Literal["auto"] | None
@@ -31,9 +30,9 @@ def steps_of(value: Any) -> Steps:
         steps = math.nan if isinstance(value, bool | bytes) else float(value)
     except (TypeError, ValueError):
         steps = math.nan
-    if not steps >= 1 or steps % 1 and steps != math.inf:
+    if not steps >= 1 or steps != math.inf and (steps % 1 or steps > MOST):
         raise ValueError(
-            f"num_steps {value} is not positive, or no whole number; 1 fills everything at once, auto and inf are known, too"
+            f"num_steps must be a whole number from 1, which fills all at once, to {MOST:,}, or auto, or inf; got {value}"
         )
     return steps
 

@@ -131,8 +131,8 @@ class Score:
     """A text with one [GAP]: the texts are fillings of it, and it is they that are scored, given the rest."""
     rank: bool = False
     """The likeliest first; fillings always are."""
-    draws: int = 16
-    """Looks at each text where the figure is a bound; the error falls with their square root."""
+    draws: int | None = None
+    """Looks at each text where the figure is a bound, 16 by default; the error falls with their square root."""
     window: int | None = None
     """Cut longer texts into stretches of so many tokens, each scored by itself."""
     seed: int = 0

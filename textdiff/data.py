@@ -199,7 +199,7 @@ def _spelt(cuts: "Texts", tokenizer: "PreTrainedTokenizerBase", where: str) -> "
 
 
 def _is_spelt(row: dict[str, list[int]], unknown: int) -> bool:
-    return unknown not in row["ids"]
+    return unknown not in row["ids"][1:]  # not BOS, which may be the same token, as in GPT-2
 
 
 def _tells(line: str) -> Callable[..., bool]:

@@ -35,7 +35,7 @@ from textdiff.rulebook import rule_of
 from textdiff.rules import Rule
 from textdiff.tokenizer import load_tokenizer
 from textdiff.tokens import Specials
-from textdiff.validation import check_integer, check_streamer, shown
+from textdiff.validation import check_seed, check_streamer, shown
 
 _GROWTH = (MaxLengthCriteria, EosTokenCriteria, StopStringCriteria)  # they read a text that grows at its end
 
@@ -283,7 +283,7 @@ def _decode(config: GenerationConfig, processors: Any) -> Decode:
 
 def _seed(seed: int | None, generator: torch.Generator | None) -> int:
     if seed is not None:
-        return check_integer("seed", seed)
+        return check_seed(seed)
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**62, (1,), generator=generator, device=device))
 

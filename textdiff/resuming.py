@@ -124,9 +124,10 @@ def fingerprint(parts: Iterable[bytes]) -> str:
 
 def fingerprint_of_model(model: Any) -> str:
     """Return the fingerprint of a model's architecture: its configuration, without where it came from."""
-    volatile = ("_name_or_path", "transformers_version", "_diffusers_version", "dtype", "torch_dtype")
+    volatile = ("transformers_version", "dtype", "torch_dtype")
     config = dict(model.config) if isinstance(model.config, Mapping) else model.config.to_dict()
-    kept = {name: value for name, value in config.items() if name not in volatile}
+    # what begins with "_" is the library's own: where a config came from, and in no order what it took by default
+    kept = {name: value for name, value in config.items() if not name.startswith("_") and name not in volatile}
     name = f"{type(model).__name__} "
     return name + fingerprint([json.dumps(kept, sort_keys=True, default=str).encode()])
 

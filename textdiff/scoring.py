@@ -36,7 +36,7 @@ from textdiff.terminal import to_json
 from textdiff.tokenizer import encode
 from textdiff.tokens import Specials, Tokens, concatenate
 from textdiff.udm import UDM
-from textdiff.validation import check_integer, check_items, check_several, check_text, shown
+from textdiff.validation import check_integer, check_items, check_seed, check_several, check_text, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,7 +96,7 @@ def score(
     """
     longest = _longest(denoiser, process, specials)
     texts = [check_text("a text", text) for text in check_several("texts", texts, example='["a text", "another"]')]
-    check_integer("seed", seed)
+    check_seed(seed)
     check_integer("draws", draws, least=1)
     if window is not None and not 1 <= check_integer("window", window) <= (longest or window):
         raise ValueError(f"window {window} is not between 1 and what the model scores at once, {longest} tokens")
@@ -140,7 +140,7 @@ def rank(
     check(parts)
     parts = tidy(parts)
     given = _fillings(fillings, [part.name for part in parts if isinstance(part, Gap)])
-    check_integer("seed", seed)
+    check_seed(seed)
     check_integer("draws", draws, least=1)
     rows = [filled_state(parts, filling, tokenizer, specials) for filling in given]
     longest = denoiser.longest

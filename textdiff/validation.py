@@ -101,6 +101,11 @@ def check_integer(name: str, value: Any, *, least: int | None = None, most: int 
     return number
 
 
+def check_seed(value: Any) -> int:
+    """Return a seed as an int. ValueError for none that 64 bits hold: two of those would be one."""
+    return check_integer("seed", value, least=-(2**63), most=2**63 - 1)
+
+
 def check_number(
     name: str, value: Any, *, least: float | None = None, most: float | None = None, above: float | None = None
 ) -> float:

@@ -6,7 +6,9 @@ x0_hat ~ q(x_0 | x_t),  x_s = F_s(x0_hat, eps')  (kexue.fm archives 9262, 9271)
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,12 +21,16 @@ from textdiff.rules import Rule
 from textdiff.sampler import Step, sample
 from textdiff.validation import check_integer
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 BATCH = 256  # images drawn at a time
 SHOWN, MEASURED = 1 << 24, 1 << 28  # numbers in the images of one grid, which are enlarged, and of one measurement
 ENLARGED = 6
 COLUMNS = 10
 GAP = 4  # pixels of the enlarged picture between images
-MARK = "Software", "textdiff"  # in the pictures that are written, so that no other is written over
+MARK = "Software", "textdiff"
+PIXELS = "textdiff:pixels"  # their sha256, in the pictures that are written, so that no other is written over
 GROUND = (58, 90, 138)  # the colour between them, which no grey image has
 
 
@@ -128,16 +134,22 @@ def _save(picture: Tensor, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part, mark = path.with_name(f".{os.getpid()}.{path.name}"), PngInfo()
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
     mark.add_text(*MARK)
+    mark.add_text(PIXELS, _hash(image))
     try:
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(part, format="png", pnginfo=mark)
+        image.save(part, format="png", pnginfo=mark)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _hash(picture: "Image") -> str:
+    return sha256(f"{picture.mode} {picture.size} ".encode() + picture.tobytes()).hexdigest()
+
+
 def check_picture(path: Path) -> None:
-    """Refuse to write a picture over a file that this library did not write.
+    """Refuse to write a picture over a file that this library did not write, or that has changed since.
 
     Raises:
         ValueError: Naming the file.
@@ -148,7 +160,7 @@ def check_picture(path: Path) -> None:
         return
     try:
         with Image.open(path) as picture:
-            ours = picture.info.get(MARK[0]) == MARK[1]
+            ours = picture.info.get(PIXELS) == _hash(picture)
     except (OSError, ValueError):  # not a picture
         ours = False
     if not ours:

@@ -1,5 +1,6 @@
 """Images of a checkpoint, drawn and written to a folder: what `textdiff generate` does with an image model."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from textdiff.clocks import steps_of
 from textdiff.options import checked_path
 from textdiff.pictures.checkpoint import PictureConfig, load_checkpoint
 from textdiff.pictures.samples import (
@@ -81,6 +83,6 @@ def labels_of(config: PictureConfig, label: str | None, count: int | None) -> Te
 
 def _number(num_steps: int | str) -> int:
     """A number of steps. ValueError for anything else: an image changes at every step."""
-    if not str(num_steps).isdigit() or int(num_steps) < 1:
-        raise ValueError(f"num_steps {num_steps} is not positive, or no number; 1 draws everything at once")
-    return int(num_steps)
+    if isinstance(steps := steps_of(num_steps), str | None) or math.isinf(steps):
+        raise ValueError(f"num_steps must be a number of steps, as an image changes at every one; got {num_steps}")
+    return int(steps)

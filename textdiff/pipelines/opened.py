@@ -67,12 +67,13 @@ class Opened:
     def score(self, texts: str | Sequence[str], **options: Any) -> Any:
         """See `scoring.score`. A list of texts gives a list."""
         given = given_options(options, ("draws", "window", "seed"))
-        self._check_draws(given)
+        self.check_draws(given)
         found = score([texts] if isinstance(texts, str) else texts, **self.scorer, **given)
         results = [asdict(result) for result in found]
         return results[0] if isinstance(texts, str) else results
 
-    def _check_draws(self, given: dict[str, Any]) -> None:
+    def check_draws(self, given: dict[str, Any]) -> None:
+        """ValueError where draws are given to a model that draws nothing."""
         if "draws" in given and self.scorer["kind"].startswith("exact"):
             raise ValueError("draws has no effect: the scores of this model are exact; leave draws out")
 
@@ -80,7 +81,7 @@ class Opened:
         """See `scoring.rank`; the model's own mask token is a gap of one token, as in infilling."""
         parts = parse(text, self.route.tokenizer.mask_token) if isinstance(text, str) else text
         given = given_options(options, ("draws", "seed"))
-        self._check_draws(given)
+        self.check_draws(given)
         found = rank(parts, fillings, **self.scorer, **given)
         return [{"filling": list(one.filling), **asdict(one.score)} for one in found]
 
