@@ -75,3 +75,29 @@ def test_a_decoder_opens_as_the_class_that_it_was_saved_as(tmp_path: Path) -> No
     assert (
         pipeline("text-infilling", model=str(tmp_path / "model"))("a [GAP:1] b", seed=1)[0]["generated_text"] == before
     )
+
+
+DAMAGES: dict[str, Any] = {
+    "cut off": lambda file: file.write_bytes(file.read_bytes()[:1000]),
+    "empty": lambda file: file.write_bytes(b""),
+    "a pointer of git-lfs": lambda file: file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+    "no pickle": lambda file: file.rename(file.with_name("pytorch_model.bin")).write_bytes(b"\x80\x04garbage"),
+    "config.json is no JSON": lambda file: file.with_name("config.json").write_text("{"),
+    "tokenizer.json is no JSON": lambda file: file.with_name("tokenizer.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_one_line(damage: str, tmp_path: Path, capsys: Any) -> None:
+    """Whatever safetensors, torch or tokenizers raise over it, and whoever opens the folder."""
+    path = folder(bert, tmp_path / "model")
+    DAMAGES[damage](path / "model.safetensors")
+    (tmp_path / "texts.jsonl").write_text('{"text": "We the People go on."}\n' * 40)
+    train = ["train", "--model-name-or-path", str(path), "--dataset", str(tmp_path / "texts.jsonl"), "--steps", "1"]
+    train += ["--diffusion.process", "masking", "--data.context", "16", "--data.validation-split", "train"]
+    train += ["--out", str(tmp_path / "run")]
+    for words in (["infill", str(path), "a [GAP:1] b"], ["score", "--model", str(path), "a b"], train):
+        assert main(words) == 2
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("textdiff ")]
+        assert len(said) == 1 and str(path) in said[0]
+    assert not (tmp_path / "run").exists()

@@ -11,12 +11,15 @@ A model that writes word by word gets the tokens after which an accepted end is 
 A constraint belongs to the elements whose `Tokens.slot` is its number, counted from 1: `Decode.constraints[slot - 1]`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+KEPT = 1 << 22  # entries of what an automaton keeps to be asked again
 
 
 class Unsatisfiable(ValueError):
@@ -86,12 +89,17 @@ class Automaton:
 
     def accepts(self, tokens: Sequence[int]) -> bool:
         """Whether a string of tokens is accepted."""
+        state = self.after(tokens)
+        return state >= 0 and bool(self.accept[state])
+
+    def after(self, tokens: Sequence[int]) -> int:
+        """The state after a string of tokens; -1 where one of them cannot stand."""
         state = 0
         for token in tokens:
             if state < 0 or not 0 <= token < self.size:
-                return False
+                return -1
             state = int(self.step[state, token if self.kind is None else self.kind[token]])
-        return state >= 0 and bool(self.accept[state])
+        return state
 
     def reads(self, tokens: list[int | None]) -> bool:
         """Whether a string of tokens, None for any one, can be accepted."""
@@ -141,11 +149,28 @@ class Automaton:
         """(R, S) bool: the states from which least..most (R,) tokens, in some number, lead to an accepted end."""
         # a way of at least k tokens exists only if one of fewer than k + S does: it need not go round in circles
         most = most.minimum(least + len(self.accept))
-        reach = self.reach(int(most.max().clamp_min(0))).int()
-        last = len(reach) - 1
-        total = torch.cat([torch.zeros_like(reach[:1]), reach.cumsum(0)])
+        total = self._total(int(most.max().clamp_min(0)))
+        last = len(total) - 2
         first, end = least.clamp_max(last), most.clamp(-1, last) + 1
         return (total[end] > total[first]) & (most >= least)[:, None]
+
+    def _total(self, count: int) -> Tensor:
+        """(K+2, S) int32, K >= count or as in `reach`: of how many k below each row some k tokens lead to an end.
+
+        Kept, as far as it is small: it is asked for at every token of a gap, with fewer tokens left each time.
+        """
+        total, enough = self._totals.get("total", (None, 0.0))
+        if total is not None and count <= enough:
+            return total
+        reach = self.reach(count).int()
+        total = torch.cat([torch.zeros_like(reach[:1]), reach.cumsum(0, dtype=torch.int32)])
+        if total.numel() <= KEPT:
+            self._totals["total"] = total, math.inf if len(reach) <= count else float(count)
+        return total
+
+    @cached_property
+    def _totals(self) -> dict[str, tuple[Tensor, float]]:
+        return {}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ So everything is loaded with trust_remote_code=False. `refuse_questions` closes 
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,30 @@ TRUST = {"trust_remote_code": False}
 
 
 def from_pretrained(loader: Any, path: str | Path, **options: Any) -> Any:
-    """Return what a class of transformers loads from a folder or hub name, without running code that comes with it."""
-    return loader.from_pretrained(path, **options, **TRUST)
+    """Return what a class of transformers loads from a folder or hub name, without running code that comes with it.
+
+    Raises:
+        OSError, ValueError: For files that are not there, or damaged.
+        IncompleteModel: For a model without all its weights.
+    """
+    with damage_is_an_error(path):
+        return loader.from_pretrained(path, **options, **TRUST)
+
+
+@contextmanager
+def damage_is_an_error(path: str | Path) -> Iterator[None]:
+    """Make DamagedFile of what safetensors, pickle, tokenizers and torch raise over damaged files."""
+    try:
+        yield
+    except (OSError, ValueError, IncompleteModel):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DamagedFile(f"{path} holds a damaged file ({reason}); copy the model again") from error
+
+
+class DamagedFile(ValueError):
+    """A file of a model that no library can read."""
 
 
 class IncompleteModel(LookupError):
@@ -65,7 +89,8 @@ def from_config(loader: Any, config: Any, **options: Any) -> Any:
 
 def from_diffusers(loader: Any, path: str | Path, **options: Any) -> Any:
     """Return what a model class of diffusers loads; these classes never run code of a folder."""
-    return loader.from_pretrained(path, **options)
+    with damage_is_an_error(path):
+        return loader.from_pretrained(path, **options)
 
 
 def need_finite(model: Any) -> None:

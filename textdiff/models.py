@@ -22,7 +22,7 @@ from textdiff.checkpoint import (
     probe,
     same_reading,
 )
-from textdiff.loading import from_config, from_pretrained
+from textdiff.loading import DamagedFile, damage_is_an_error, from_config, from_pretrained
 from textdiff.tokens import Specials
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def pretrained_model(
     same_reading(path, diffusion)
     try:
         model = open_model(path, diffusion)[0] if weights else _drawn(path, diffusion)
+    except DamagedFile:
+        raise
     except (OSError, ValueError) as error:
         raise _not_loaded(path, diffusion, str(error)) from error
     probe(model, diffusion)
@@ -204,7 +206,7 @@ def saved_dtype(path: str) -> torch.dtype:
         return named
     file = Path(path) / "model.safetensors"
     if file.is_file():
-        with safe_open(file, "pt") as weights:
+        with damage_is_an_error(path), safe_open(file, "pt") as weights:
             for name in weights.keys():  # noqa: SIM118
                 dtype = weights.get_tensor(name).dtype
                 if dtype.is_floating_point:

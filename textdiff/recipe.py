@@ -42,7 +42,7 @@ from textdiff.run_folder import RunFolder
 from textdiff.saving import TOKENIZER, newest_state, read_facts
 from textdiff.sentences import learnable
 from textdiff.spectral import STARTS
-from textdiff.spelling import read_text
+from textdiff.spelling import check_tokenizer, read_text
 from textdiff.tokenizer import BYTES, load_tokenizer, prepare_tokenizer, specials, train_tokenizer
 from textdiff.tokens import Tokens
 from textdiff.trainer import Feed, Job, Trainer, TrainerConfig
@@ -301,7 +301,8 @@ class Recipe:
         path = self.tokenizer.path or self.model.path
         if path is not None:
             try:
-                return prepare_tokenizer(load_tokenizer(path), most)
+                check_tokenizer(tokenizer := load_tokenizer(path))
+                return prepare_tokenizer(tokenizer, most)
             except (OSError, ValueError) as error:
                 reason = str(error).strip().split("\n")[0]
                 raise ValueError(f"{path} has no tokenizer to load ({reason}); name one by --tokenizer.path") from error

@@ -210,9 +210,8 @@ def one_by_one(
         constraint = decode.constraints[int(x.slot[row, place]) - 1]
         columns = ((x.slot[row] == x.slot[row, place]) & x.valid[row]).nonzero()[:, 0]
         behind = columns[columns < place]
-        state = constraint.begin().to(ids.device)
-        for token in ids[row, behind]:
-            state = constraint.next(state, token[None])
+        machine = constraint.automaton
+        state = torch.tensor([0 if machine is None else machine.after(ids[row, behind].tolist())], device=ids.device)
         rest = columns[columns >= place]
         given = torch.where(mask[row, rest], -1, ids[row, rest])
         asked = constraint, int(state), tuple(given.tolist())
