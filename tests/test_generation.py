@@ -264,7 +264,7 @@ def test_chats(folders: dict) -> None:
             "min_new_tokens 2 below max_new_tokens 5 cannot be kept; give both the same number",
         ),
         ("x", {"num_return_sequences": 0}, "num_return_sequences must be a whole number from 1 to 10000; got 0"),
-        ("x", {"num_steps": 0}, "steps 0 is not positive"),
+        ("x", {"num_steps": 0}, "num_steps must be a whole number from 1, .*; got 0"),
         ("x", {"rule": "best"}, "unknown rule 'best'"),
         ("x", {"temperature": -1}, "temperature must be a number of at least 0; got -1"),
         ("x", {"stop_strings": ""}, r"stop_strings\[0\] must be a string with some text"),
@@ -534,7 +534,7 @@ def test_where_the_process_comes_from(causal: Checkpoint) -> None:
         ([[1, 50, 2]], {}, r"input_ids hold \[MASK\] or \[GAP\]"),
         ([[1, 50, 3]], {}, r"input_ids hold \[MASK\] or \[GAP\]"),
         ([[1, 50]], {"rule": "best"}, "unknown rule 'best'"),
-        ([[1, 50]], {"num_denoising_steps": 0}, "steps 0 is not positive"),
+        ([[1, 50]], {"num_denoising_steps": 0}, "num_steps must be a whole number from 1, .*; got 0"),
         ([[1] + [50] * 63], {}, "the prompt has 63 tokens, the model reads 63"),
     ],
 )

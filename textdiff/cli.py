@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from textdiff.launch import run_command, say
 from textdiff.terminal import in_one_line, read_lines, to_json, write_line
+from textdiff.validation import check_integer
 
 if TYPE_CHECKING:
     from textdiff.commands import Evaluate, Generate, Infill, Refine, Score
@@ -207,7 +208,7 @@ def score(args: list[str], prog: str) -> int:
     elif model is None and len(texts) > 1 and _looks_like_a_model(texts[0]):
         print(f"{prog}: {texts[0]!r} is scored as a text; for a model of this name use --model", file=sys.stderr)
     given = _given(texts, "score")
-    if command.draws is not None and command.draws > MOST_DRAWS:
+    if command.draws is not None and check_integer("draws", command.draws, least=1) > MOST_DRAWS:
         raise ValueError(
             f"draws {command.draws} is more than {MOST_DRAWS:,}; the error falls with their root, give fewer"
         )
