@@ -17,6 +17,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell leaves it fo
 
 # Cases that take seconds while others like them are quick: slow, like tests that say so themselves.
 SECONDS = (
+    "test_pictures.py::test_a_run_is_known_again_in_another_process",
     "test_trainer.py::test_two_processes_are_one",
     "test_stock_continuing.py::test_two_gaps_have_the_joint_law",
     "test_stock_continuing.py::test_a_text_that_ends_in_a_gap_ends_where_the_model_ends_it",
