@@ -136,10 +136,11 @@ def test_what_does_not_fit_is_no_choice() -> None:
 
 def spellings(name: str, text: str) -> tuple[set[tuple[str, ...]], list[list[str]]]:
     """How a model's tokenizer spells the choices of the first gap of a text, and how 8 draws have it."""
-    own = (made := tiny_checkpoint(name)) if name in ("parallel", "autoregressive") else None
-    fill = (
-        filler(name) if own is None else TextInfillingPipeline(made.model, made.tokenizer, diffusion_config=made.config)
-    )
+    if name in STOCK:
+        fill = filler(name)
+    else:
+        made = tiny_checkpoint(name)
+        fill = TextInfillingPipeline(made.model, made.tokenizer, diffusion_config=made.config)
     parts, tokenizer = parse(text), fill.route.tokenizer
     names = pieces(tokenizer, len(tokenizer))
     ids = [spelt(choice, parts, 1, tokenizer, fill.route.specials) for choice in parts[1].choices]

@@ -326,7 +326,10 @@ def test_generate_writes_over_its_own_pictures_alone(run: Any, world: Path) -> N
         make(file)
         before = file.read_bytes()
         code, said = run(*words)
-        assert code == 2 and f"mine/{name} was not written by textdiff and would be replaced; move it" in said
+        assert (
+            code == 2
+            and f"mine/{name} was not written by textdiff, or changed since, and would be replaced; move it" in said
+        )
         assert file.read_bytes() == before and [entry.name for entry in (world / "mine").iterdir()] == [name]
         file.unlink()
     assert run(*words)[0] == 0 and run(*words)[0] == 0

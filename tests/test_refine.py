@@ -75,7 +75,7 @@ def test_a_sample_does_not_depend_on_the_batch(tools: dict) -> None:
     assert together[0] != refine([TEXT, WORDS[1]], 0.5, steps=2, samples=2, seed=1, **tools)[0]
 
 
-def test_a_draft_becomes_no_more_than_some_twice_as_long(tools: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_becomes_at_most_four_times_as_long(tools: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """8 samples of two drafts by a random model, whose gaps are long; without the limit they grow on, which is the control.
     How long one draft may become does not depend on the other.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from textdiff.automata import compile_gap, text_automaton
+from textdiff.automata import LONG, compile_gap, text_automaton
 from textdiff.constraints import Automaton, Constraint
 from textdiff.gaps import Gap
 from textdiff.joining import alternatives, conjoined, forced
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Spell = Callable[[str], list[int]]
-
-LONG = 1024  # tokens, where a model does not say how many it reads
 
 
 def constraint_of(

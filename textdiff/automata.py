@@ -22,7 +22,7 @@ from torch import Tensor
 
 from textdiff.caching import Cache
 from textdiff.characters import ending_solid, whole_characters
-from textdiff.constraints import Automaton
+from textdiff.constraints import KEPT_TOTALS, Automaton
 from textdiff.joining import both, trie
 from textdiff.patterns import compile_pattern
 from textdiff.spelling import SOFT, Bytes, breaks_characters, folding, openings, pieces, starts
@@ -31,6 +31,7 @@ from textdiff.wordcount import containing_word, counted
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LONG = 1024  # tokens, where a model does not say how many it reads
 MAX_TABLE = 1 << 25  # entries of 8 bytes
 NEITHER = "give two whole numbers a <= b from 0 on, as in (2, 4); None for b is no limit"
 MAX_STRINGS = 50_000  # bytes of the choices, and of the banned strings, of a gap
@@ -125,7 +126,8 @@ def _short(value: object) -> str:
 def _bytes(machine: Automaton) -> int:
     """How much memory an automaton takes, with what it works out when it is used."""
     columns = 0 if machine.kind is None else len(machine.kind)
-    return 8 * (4 * machine.step.numel() + 3 * columns)
+    totals = min(KEPT_TOTALS, (LONG + 2) * len(machine.step))
+    return 8 * (4 * machine.step.numel() + 3 * columns) + 4 * totals
 
 
 _AUTOMATA: Cache[Automaton] = Cache(KEPT, _bytes)

@@ -19,7 +19,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-KEPT = 1 << 22  # entries of what an automaton keeps to be asked again
+KEPT_TOTALS = 1 << 22  # entries of `Automaton._total` that are kept
 
 
 class Unsatisfiable(ValueError):
@@ -164,7 +164,7 @@ class Automaton:
             return total
         reach = self.reach(count).int()
         total = torch.cat([torch.zeros_like(reach[:1]), reach.cumsum(0, dtype=torch.int32)])
-        if total.numel() <= KEPT:
+        if total.numel() <= KEPT_TOTALS:
             self._totals["total"] = total, math.inf if len(reach) <= count else float(count)
         return total
 

@@ -95,7 +95,7 @@ def refine(
     """Rewrite every text `samples` times from noise level t in (0, 1], samples numbered from `first` on.
 
     keep: for each text the spans (start, end) of characters that stay as they are. A result's `gaps` are the stretches
-    between them, as they are now. A text becomes at most some twice as long, and `decode.max_gap` tokens more. ValueError
+    between them, as they are now. A text becomes at most four times as long, and `decode.max_gap` tokens more. ValueError
     for a t or spans that cannot be, and for texts longer than the model reads.
     """
     check_number("t", t, above=0, most=1)
@@ -132,7 +132,7 @@ def refine(
 
 
 def _grown(size: int, decode: Decode) -> int:
-    """The longest text that a draft of so many tokens may become, in tokens: some twice as long, and a gap more.
+    """The longest text that a draft of so many tokens may become, in tokens: four times as many at most, and a gap more.
 
     Twice the next power of two: few lengths, so that drafts run together, and none decides on another's. Without a limit a
     model that writes too much in every place does so in each step again, up to all that it reads.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from textdiff.asked import LONG, constraint_of
-from textdiff.automata import text_automaton
+from textdiff.asked import constraint_of
+from textdiff.automata import LONG, text_automaton
 from textdiff.clocks import Steps, clocks, narrowed, portions
 from textdiff.constraints import Constraint
 from textdiff.denoiser.base import device_of

@@ -164,4 +164,6 @@ def check_picture(path: Path) -> None:
     except (OSError, ValueError):  # not a picture
         ours = False
     if not ours:
-        raise ValueError(f"{path} was not written by textdiff and would be replaced; move it, or give another --out")
+        raise ValueError(
+            f"{path} was not written by textdiff, or changed since, and would be replaced; move it, or give another --out"
+        )
