@@ -4,6 +4,7 @@ Weights are float64, so that the order of additions, which padding changes, cann
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -68,7 +69,13 @@ def _dressed(inner: Tokenizer, kind: str, tail: tuple[str, ...] = ()) -> PreTrai
     )
 
 
-@cache
+def copied(make: Callable[..., PreTrainedTokenizerFast]) -> Callable[..., PreTrainedTokenizerFast]:
+    """Trained once, and a copy for each caller: who adds tokens to it changes no other test's."""
+    made = cache(make)
+    return lambda *words: deepcopy(made(*words))
+
+
+@copied
 def byte_tokenizer(kind: str, tail: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """Byte-level BPE, as of GPT-2, RoBERTa, BART, StarCoder, Qwen."""
     inner, names = Tokenizer(models.BPE()), HEADS[kind][0].split()
@@ -81,7 +88,7 @@ def byte_tokenizer(kind: str, tail: tuple[str, ...] = ()) -> PreTrainedTokenizer
     return _dressed(inner, kind, tail)
 
 
-@cache
+@copied
 def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     """As of BERT, without lower-casing: all that is not in the three texts' alphabet is [UNK]."""
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -97,7 +104,7 @@ def wordpiece_tokenizer() -> PreTrainedTokenizerFast:
     return _dressed(inner, "bert")
 
 
-@cache
+@copied
 def unigram_tokenizer(kind: str, tail: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
     """As of T5 and XLM-RoBERTa, spaces as ▁."""
     inner = Tokenizer(models.Unigram())
@@ -110,7 +117,7 @@ def unigram_tokenizer(kind: str, tail: tuple[str, ...] = ()) -> PreTrainedTokeni
     return _dressed(inner, kind, tail)
 
 
-@cache
+@copied
 def fallback_tokenizer() -> PreTrainedTokenizerFast:
     """As of Llama 2: characters, and bytes for what is none of them."""
     letters = sorted({*"".join(TEXTS[:2])} - {" "})
