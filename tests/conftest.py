@@ -76,6 +76,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Weights drawn without a seed of their own are the same whatever ran before on this worker, fixtures' among them."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def fresh_accelerator() -> Iterator[None]:
     """Accelerate remembers the precision of the first run of a process."""

@@ -64,14 +64,21 @@ def test_untrained_model_knows_bigrams(kind: str) -> None:
     assert nats[True] < nats[False] - 0.8
 
 
-def test_first_layer_looks_at_neighbours() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_first_layer_looks_at_neighbours(seed: int) -> None:
+    """At every place, whatever the weights were: 0.66 or more over 40 seeds. The control: 0.05 at most before."""
+    torch.manual_seed(seed)
     model = new_model("parallel", "tiny", IDS, VOCAB, 256)
-    start_from_neighbours(model, markov_rows(0))
     model.set_attn_implementation("eager")
-    attention = model(torch.tensor([markov_rows(1, 1)[0]]), output_attentions=True).attentions[0][0].detach()
-    inner = torch.arange(2, 18)
-    assert attention[0, inner, inner - 1].min() > 0.9
-    assert attention[3, inner, inner + 1].min() > 0.9
+    ids, inner = torch.tensor([markov_rows(1, 1)[0]]), torch.arange(2, 18)
+
+    def looks() -> tuple[torch.Tensor, torch.Tensor]:
+        attention = model(ids, output_attentions=True).attentions[0][0].detach()
+        return attention[0, inner, inner - 1], attention[3, inner, inner + 1]
+
+    assert all(share.max() < 0.3 for share in looks())
+    start_from_neighbours(model, markov_rows(0))
+    assert all(share.min() > 0.5 for share in looks())
 
 
 def test_first_layer_looks_across_a_gap() -> None:
