@@ -78,7 +78,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Weights drawn without a seed of their own are the same whatever ran before on this worker, fixtures' among them."""
+    """Seed torch before each test and its fixtures, so that no test depends on those before it on the same worker."""
     import torch
 
     torch.manual_seed(0)

@@ -70,7 +70,7 @@ def _dressed(inner: Tokenizer, kind: str, tail: tuple[str, ...] = ()) -> PreTrai
 
 
 def copied(make: Callable[..., PreTrainedTokenizerFast]) -> Callable[..., PreTrainedTokenizerFast]:
-    """Trained once, and a copy for each caller: who adds tokens to it changes no other test's."""
+    """Train a tokenizer once and give each caller a copy, so that tokens added in one test stay in that test."""
     made = cache(make)
     return lambda *words: deepcopy(made(*words))
 

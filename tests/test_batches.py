@@ -3,6 +3,7 @@
 tests/test_infilling_properties.py has the same of whole pipelines.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -124,6 +125,22 @@ def test_one_call_is_many_calls(path: str, options: dict[str, Any]) -> None:
         (alone,) = fill([text], **options)
         assert alone[0]["generated_text"] == result[0]["generated_text"]
         assert alone[0]["score"] == pytest.approx(result[0]["score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_probes_of_a_model_are_not_counted(path: str) -> None:
+    """The first call of a new pipeline returns what the second does, `calls` included, though it probes the model."""
+    fill = filler.__wrapped__(path)
+    texts = [*TEXTS, f"We the People {TEXTS[4] * 2} [GAP:1]"]
+    assert fill(texts, batch_size=len(texts)) == fill(texts, batch_size=len(texts))
+
+
+def test_a_counted_probe_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: the same comparison where the probe for padding is a call like any other."""
+    monkeypatch.setattr("textdiff.denoiser.padding.probing", nullcontext)
+    fill = filler.__wrapped__("parallel")
+    first, second = (fill(TEXTS, batch_size=len(TEXTS)) for _ in range(2))
+    assert [one[0]["calls"] for one in first] != [one[0]["calls"] for one in second]
 
 
 def test_a_decoder_that_can_be_told_positions_reads_prompts_of_different_lengths_together() -> None:

@@ -328,7 +328,7 @@ def test_generate_writes_over_its_own_pictures_alone(run: Any, world: Path) -> N
         code, said = run(*words)
         assert (
             code == 2
-            and f"mine/{name} was not written by textdiff, or changed since, and would be replaced; move it" in said
+            and f"mine/{name} was not written by textdiff, or was changed since, and would be replaced; move it" in said
         )
         assert file.read_bytes() == before and [entry.name for entry in (world / "mine").iterdir()] == [name]
         file.unlink()

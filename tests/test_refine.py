@@ -7,7 +7,7 @@ from tiny import WORDS, tiny_checkpoint
 
 from textdiff.denoiser import Oracle
 from textdiff.drafts import find, refine, split
-from textdiff.filling import Infill, infill, start_state
+from textdiff.filling import infill, start_state
 from textdiff.gaps import parse
 from textdiff.keys import Key
 from textdiff.posterior import Decode
@@ -20,16 +20,7 @@ TEXT = "We the people é of 1787; [MASK] \t go on."
 
 @pytest.fixture(scope="module")
 def tools() -> dict:
-    """In float64: in float32 the order of additions, which the batch decides, shows in the last digits of a score."""
-    made = tiny_checkpoint(texts=[*WORDS, TEXT], reads=512)
-    made.model.double()
-    return made.tools()
-
-
-def same(one: Infill, other: Infill) -> bool:
-    """Word for word, and the scores up to rounding."""
-    assert one.score == pytest.approx(other.score, rel=1e-9)
-    return (one.text, [gap.tokens for gap in one.gaps]) == (other.text, [gap.tokens for gap in other.gaps])
+    return tiny_checkpoint(texts=[*WORDS, TEXT], reads=512).tools()
 
 
 @pytest.mark.parametrize("rule", [fresh, posterior, partial(0.3)], ids=["fresh", "posterior", "rho"])
@@ -80,10 +71,8 @@ def test_t_says_how_much_changes(tools: dict) -> None:
 
 def test_a_sample_does_not_depend_on_the_batch(tools: dict) -> None:
     together = refine([TEXT, WORDS[1]], 0.5, steps=2, samples=2, **tools)
-    alone = refine([WORDS[1]], 0.5, steps=2, samples=2, **tools)[0]
-    assert all(same(one, other) for one, other in zip(together[1], alone, strict=True))
-    another = refine([TEXT, WORDS[1]], 0.5, steps=2, samples=2, seed=1, **tools)[0]
-    assert [one.text for one in together[0]] != [one.text for one in another]
+    assert together[1] == refine([WORDS[1]], 0.5, steps=2, samples=2, **tools)[0]
+    assert together[0] != refine([TEXT, WORDS[1]], 0.5, steps=2, samples=2, seed=1, **tools)[0]
 
 
 def test_a_draft_becomes_at_most_four_times_as_long(tools: dict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +98,7 @@ def test_a_users_page_is_a_prior_already(tools: dict) -> None:
     families = [Deletion(ids), Deletion(ids, staged=True)]
     expected = infill(texts, **tools | {"process": families[0]})
     mixture = Mixture([(1, families[0]), (5, Masking(ids))], ids.pad)
-    mixed = infill(texts, **tools | {"process": mixture})
-    assert all(same(a, b) for one, other in zip(mixed, expected, strict=True) for a, b in zip(one, other, strict=True))
+    assert infill(texts, **tools | {"process": mixture}) == expected
     page = start_state(texts, tools["tokenizer"], ids)
     for family in [*families, Masking(ids)]:
         prior = family.prior(page, Key.of(0, 2))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from textdiff.denoiser import last
 from textdiff.denoiser.base import device_of
-from textdiff.denoiser.shared import lock_of
+from textdiff.denoiser.shared import probing
 from textdiff.denoiser.swapping import instead, unheard
 
 PIECE, LARGE = 1 << 20, 1 << 27  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
@@ -78,8 +78,8 @@ class Reading:
             self._chosen = last.Chosen(where) if wanted and self._able() else None
 
     def _able(self) -> bool:
-        """Whether the model can; nobody takes the trial for a run."""
-        with lock_of(self.model), unheard(self.model.base_model):
+        """Return whether the last layer can run at chosen places alone."""
+        with probing(self.model):
             return last.able(self.model)
 
     def _moved(self, at: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

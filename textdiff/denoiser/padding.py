@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser import head
+from textdiff.denoiser.shared import probing
 from textdiff.leak import reads_padding
 from textdiff.tokens import Specials
 
@@ -43,7 +44,8 @@ class Feed:
     def apart(self) -> bool:
         """Whether the model can tell padding, so that it is given texts of one length at a time."""
         if self._apart is None:
-            self._apart = reads_padding(self.denoiser.model, self.pad, self.denoiser.longest)
+            with probing(self.denoiser.model):
+                self._apart = reads_padding(self.denoiser.model, self.pad, self.denoiser.longest)
         return self._apart
 
     def read(self, valid: Tensor, **inputs: Any) -> "head.Reading | ByLength":

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from textdiff.denoiser.head import Reading
 from textdiff.denoiser.memory import Aim, Memory, cache_name
 from textdiff.denoiser.reader import Going, everyone
-from textdiff.denoiser.shared import lock_of
-from textdiff.denoiser.swapping import unheard
+from textdiff.denoiser.shared import probing
 from textdiff.leak import vocabulary
 
 SHORTEST, ROOM = 16, 64  # tokens of a trial, and in how many at a time the memory grows
@@ -68,7 +67,7 @@ class Prefixes:
             return True
         if tried not in known:
             try:
-                with lock_of(self.model), unheard(self.model.base_model):
+                with probing(self.model):
                     known[tried] = False not in known.values() and _alike(self.model, tried)
             except Exception:  # whatever a family of models makes of it
                 known[tried] = False

@@ -165,5 +165,6 @@ def check_picture(path: Path) -> None:
         ours = False
     if not ours:
         raise ValueError(
-            f"{path} was not written by textdiff, or changed since, and would be replaced; move it, or give another --out"
+            f"{path} was not written by textdiff, or was changed since, and would be replaced; move it, or give another "
+            "--out"
         )
