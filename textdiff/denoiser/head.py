@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from textdiff.denoiser import last
 from textdiff.denoiser.base import device_of
-from textdiff.denoiser.shared import probing
-from textdiff.denoiser.swapping import instead, unheard
+from textdiff.denoiser.swapping import instead, probing, unheard
 
 PIECE, LARGE = 1 << 20, 1 << 27  # how many logits are held at once, on a CPU (what its cache is good for) and elsewhere
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from textdiff.denoiser import head
-from textdiff.denoiser.shared import probing
+from textdiff.denoiser.swapping import probing
 from textdiff.leak import reads_padding
 from textdiff.tokens import Specials
 

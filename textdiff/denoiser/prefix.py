@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from textdiff.denoiser.head import Reading
 from textdiff.denoiser.memory import Aim, Memory, cache_name
 from textdiff.denoiser.reader import Going, everyone
-from textdiff.denoiser.shared import probing
+from textdiff.denoiser.swapping import probing
 from textdiff.leak import vocabulary
 
 SHORTEST, ROOM = 16, 64  # tokens of a trial, and in how many at a time the memory grows

@@ -12,8 +12,6 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from textdiff.denoiser.swapping import unheard
-
 _LOCKS: "WeakKeyDictionary[nn.Module, threading.RLock]" = WeakKeyDictionary()
 _GUARD = threading.Lock()
 
@@ -22,13 +20,6 @@ def lock_of(model: nn.Module) -> Any:
     """Return the lock of a model, the same for every pipeline and denoiser that uses the model; it may be taken twice."""
     with _GUARD:
         return _LOCKS.setdefault(model, threading.RLock())
-
-
-@contextmanager
-def probing(model: Any) -> Iterator[None]:
-    """Hold the lock of a model and mute the hooks of its body, so that the forward passes of a probe are not counted."""
-    with lock_of(model), unheard(model.base_model):
-        yield
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from textdiff.denoiser.shared import lock_of
+
 
 @contextmanager
 def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
@@ -19,6 +21,13 @@ def instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def unheard(module: nn.Module) -> Iterator[None]:
     """None of the module's hooks hears of what happens meanwhile. The model's lock has to be held (`shared.lock_of`)."""
     with _changed(module, _forward_hooks=OrderedDict(), _forward_pre_hooks=OrderedDict()):
+        yield
+
+
+@contextmanager
+def probing(model: Any) -> Iterator[None]:
+    """Hold the lock of a model and mute the hooks of its body, so that the forward passes of a probe are not counted."""
+    with lock_of(model), unheard(model.base_model):
         yield
 
 
